@@ -1,0 +1,40 @@
+_base_ = [
+    '../_base_/models/mask-rcnn_sgformer_fpn.py',
+    '../_base_/datasets/coco_instance.py',
+    '../_base_/schedules/coco_1x.py',
+    '../_base_/mmdet_runtime.py',
+]
+tiny = dict(embed_dims=[32, 64, 128, 256], depths=[2, 2, 4, 1], num_heads=[2, 4, 8, 16])
+model = dict(
+    backbone=dict(arch=tiny, drop_path_rate=0.0, pretrain_img_size=128),
+    neck=dict(in_channels=tiny['embed_dims'], out_channels=64),
+    rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4])),
+    roi_head=dict(
+        bbox_roi_extractor=dict(out_channels=64),
+        bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=4),
+        mask_roi_extractor=dict(out_channels=64),
+        mask_head=dict(in_channels=64, conv_out_channels=64, num_convs=2, num_classes=4),
+    ),
+    train_cfg=dict(
+        rpn_proposal=dict(nms_pre=300, max_per_img=100),
+        rcnn=dict(sampler=dict(num=64)),
+    ),
+    test_cfg=dict(rpn=dict(nms_pre=300, max_per_img=100)),
+)
+
+metainfo = dict(
+    classes=('disc', 'square', 'triangle', 'star'),
+    palette=[(220, 20, 60), (0, 130, 200), (60, 180, 75), (245, 130, 48)],
+)
+# The pictures are small: nothing is resized.
+train_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='RandomFlip', prob=0.5, direction=['horizontal', 'vertical']),
+    dict(type='PackDetInputs'),
+]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+]

@@ -1,0 +1,199 @@
+"""The three attentions of SG-Former. The first makes the significance map, the second is guided by it.
+
+All take and return channels-last maps and share one signature,
+`forward(x, significance) -> (output, significance)`, so that a stage is a plain loop over its blocks:
+
+- `HybridScaleAttention` (even blocks of stages 1-3) ignores the map it is given and returns a new one,
+- `SelfGuidedAttention` (odd blocks) merges its keys and values by the map and passes it on,
+- `FullAttention` (stage 4) has no use for it.
+
+Source: SG-Former (ICCV 2023, arXiv 2308.12216), section 3; docs/method.md has the details.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmsgformer.ops import attention_with_column_means, merge_tokens
+
+WINDOW_SIZE = 7
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """(B, N, heads * d) -> (B, heads, N, d), a view."""
+    return x.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+
+def join_heads(x: Tensor) -> Tensor:
+    """(B, heads, N, d) -> (B, N, heads * d)."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def conv_channels_last(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Apply a convolution to a map (B, H, W, C); no layout copy, the result is (B, H', W', C')."""
+    return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+def pad_to_multiple(x: Tensor, size: int) -> Tensor:
+    """Zero-pad a map (B, H, W, C) at the right and bottom until `size` divides H and W."""
+    height, width = x.shape[1:3]
+    return F.pad(x, (0, 0, 0, -width % size, 0, -height % size))
+
+
+def to_windows(x: Tensor, size: int) -> Tensor:
+    """(B, H, W, C) with H and W multiples of `size` -> (B * windows, size * size, C)."""
+    x = x.unflatten(2, (-1, size)).unflatten(1, (-1, size))  # (B, rows, size, columns, size, C)
+    return x.transpose(2, 3).flatten(3, 4).flatten(0, 2)
+
+
+def from_windows(windows: Tensor, size: int, height: int, width: int) -> Tensor:
+    """The inverse of `to_windows`, cropped: (B * windows, size * size, C) -> (B, height, width, C)."""
+    rows, columns = -(-height // size), -(-width // size)
+    x = windows.unflatten(1, (size, size)).unflatten(0, (-1, rows, columns))
+    x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    return x[:, :height, :width]
+
+
+class LocalEnhancement(nn.Module):
+    """Locally-enhanced position: a linear layer and a depthwise 3x3 convolution, (B, H, W, C) -> same."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(dim, dim)
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv_channels_last(self.conv, self.linear(x))
+
+
+class Attention(nn.Module):
+    """What the three attentions share: output = proj(attention + locally-enhanced position)."""
+
+    def __init__(self, dim: int, num_heads: int, attn_drop: float, proj_drop: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.attn_drop = attn_drop
+        self.lepe = LocalEnhancement(dim)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    @property
+    def dropout_p(self) -> float:
+        """Dropout on the attention weights, at present."""
+        return self.attn_drop if self.training else 0.0
+
+    def project(self, attended: Tensor, x: Tensor) -> Tensor:
+        """Attended tokens (B, H, W, C) and the attention's input of the same shape -> the output."""
+        return self.proj_drop(self.proj(attended + self.lepe(x)))
+
+
+class HybridScaleAttention(Attention):
+    """Half the heads see a reduced global map, half see 7x7 windows; both say which tokens matter.
+
+    Args:
+        dim: Channels C.
+        num_heads: Heads h, even.
+        reduction: Merge ratio r: kernel and stride of the convolution that reduces the global map.
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, reduction: int, attn_drop: float = 0.0, proj_drop: float = 0.0
+    ) -> None:
+        super().__init__(dim, num_heads, attn_drop, proj_drop)
+        self.reduction = reduction
+        self.global_q = nn.Linear(dim, dim // 2)
+        self.reduce = nn.Conv2d(dim, dim, reduction, reduction)
+        self.reduce_norm = nn.LayerNorm(dim)
+        self.global_kv = nn.Linear(dim, dim)
+        self.local_qkv = nn.Linear(dim, dim // 2 * 3)
+
+    def forward(self, x: Tensor, significance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x (B, H, W, C) -> output (B, H, W, C), significance (B, H, W) in float32 or better, no gradient."""
+        global_out, global_means = self._attend_globally(x)
+        local_out, local_means = self._attend_locally(x)
+        out = self.project(torch.cat([global_out, local_out], dim=-1), x)
+        return out, global_means + local_means
+
+    def _attend_globally(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """All tokens attend to the reduced map: output (B, H, W, C/2), attention received (B, H, W)."""
+        height, width = x.shape[1:3]
+        reduced = conv_channels_last(self.reduce, pad_to_multiple(x, self.reduction))
+        reduced = F.gelu(self.reduce_norm(reduced))
+        rows, columns = reduced.shape[1:3]
+        heads = self.num_heads // 2
+        q = split_heads(self.global_q(x).flatten(1, 2), heads)
+        k, v = (split_heads(t, heads) for t in self.global_kv(reduced).flatten(1, 2).chunk(2, dim=-1))
+        out, means = attention_with_column_means(q, k, v, dropout_p=self.dropout_p)
+        # Every token has the attention that its cell of the reduced map receives.
+        ratio = self.reduction
+        means = means.view(-1, rows, 1, columns, 1).expand(-1, -1, ratio, -1, ratio)
+        means = means.reshape(-1, rows * ratio, columns * ratio)[:, :height, :width]
+        return join_heads(out).unflatten(1, (height, width)), means
+
+    def _attend_locally(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens attend within 7x7 windows: output (B, H, W, C/2), attention received (B, H, W)."""
+        height, width = x.shape[1:3]
+        qkv = to_windows(pad_to_multiple(self.local_qkv(x), WINDOW_SIZE), WINDOW_SIZE)
+        q, k, v = (split_heads(t, self.num_heads // 2) for t in qkv.chunk(3, dim=-1))
+        valid = None
+        if height % WINDOW_SIZE or width % WINDOW_SIZE:
+            valid = pad_to_multiple(x.new_ones(1, height, width, 1, dtype=torch.bool), WINDOW_SIZE)
+            valid = to_windows(valid.expand(len(x), -1, -1, -1), WINDOW_SIZE).squeeze(-1)
+        out, means = attention_with_column_means(q, k, v, valid, dropout_p=self.dropout_p)
+        out = from_windows(join_heads(out), WINDOW_SIZE, height, width)
+        means = from_windows(means.unsqueeze(-1), WINDOW_SIZE, height, width)
+        return out, means.squeeze(-1)
+
+
+class SelfGuidedAttention(Attention):
+    """All tokens attend to a merged sequence that stays fine where the map says it matters.
+
+    One sort and one merge serve all heads; the official code builds two sequences, which are identical
+    except where significances tie.
+
+    Args:
+        dim: Channels C.
+        num_heads: Heads h.
+        run_lengths: How many tokens become one, for each part of the sorted tokens, least significant first.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        run_lengths: tuple[int, ...],
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ) -> None:
+        super().__init__(dim, num_heads, attn_drop, proj_drop)
+        self.q = nn.Linear(dim, dim)
+        self.merge = nn.ModuleList(nn.Linear(length, 1) for length in run_lengths)
+        self.kv = nn.Linear(dim, 2 * dim)
+
+    def forward(self, x: Tensor, significance: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, H, W, C) and significance (B, H, W) -> output (B, H, W, C) and the same significance."""
+        tokens = x.flatten(1, 2)
+        merged = merge_tokens(
+            tokens,
+            significance.flatten(1),
+            [merge.weight[0] for merge in self.merge],
+            [merge.bias for merge in self.merge],
+        )
+        q = split_heads(self.q(tokens), self.num_heads)
+        k, v = (split_heads(t, self.num_heads) for t in self.kv(merged).chunk(2, dim=-1))
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout_p)
+        return self.project(join_heads(out).view_as(x), x), significance
+
+
+class FullAttention(Attention):
+    """Plain multi-head self-attention over all tokens: stage 4, where the map is small."""
+
+    def __init__(self, dim: int, num_heads: int, attn_drop: float = 0.0, proj_drop: float = 0.0) -> None:
+        super().__init__(dim, num_heads, attn_drop, proj_drop)
+        self.qkv = nn.Linear(dim, 3 * dim)
+
+    def forward(self, x: Tensor, significance: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """x (B, H, W, C) -> output (B, H, W, C); the significance is passed on as it came."""
+        q, k, v = (split_heads(t, self.num_heads) for t in self.qkv(x.flatten(1, 2)).chunk(3, dim=-1))
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout_p)
+        return self.project(join_heads(out).view_as(x), x), significance

@@ -1,0 +1,368 @@
+"""The SG-Former backbone: stem, downsampling, feed-forward network, block, stage and `SGFormer` itself.
+
+Source: SG-Former: Self-guided Transformer with Evolving Token Reallocation (ICCV 2023, arXiv 2308.12216);
+docs/method.md describes every part and where it comes from.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from mmengine.model import BaseModule
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mmsgformer.attention import (
+    FullAttention,
+    HybridScaleAttention,
+    SelfGuidedAttention,
+    conv_channels_last,
+)
+
+NUM_STAGES = 4
+STRIDES = (4, 8, 16, 32)
+# Merge ratio r of the hybrid-scale blocks and run lengths g of the self-guided blocks, stages 1-3.
+REDUCTIONS = (8, 4, 2)
+RUN_LENGTHS = ((196, 56, 28), (49, 14, 7), (2, 1))
+MLP_RATIO = 4
+MIN_SIZE = STRIDES[-1]
+
+ARCH_KEYS = ('embed_dims', 'depths', 'num_heads')
+ARCHS = {
+    's': {'embed_dims': (64, 128, 256, 512), 'depths': (2, 4, 16, 1), 'num_heads': (2, 4, 8, 16)},
+    'm': {'embed_dims': (64, 128, 256, 512), 'depths': (2, 6, 28, 2), 'num_heads': (2, 4, 8, 16)},
+    'b': {'embed_dims': (96, 192, 384, 768), 'depths': (4, 6, 24, 2), 'num_heads': (4, 6, 12, 24)},
+}
+ARCH_ALIASES = {'small': 's', 'medium': 'm', 'base': 'b'}
+
+
+def drop_path(x: Tensor, probability: float, training: bool) -> Tensor:
+    """Stochastic depth: drop the whole branch (B, ...) of a sample, scale the others to keep the mean."""
+    if probability == 0.0 or not training:
+        return x
+    keep = 1.0 - probability
+    mask = torch.rand((len(x),) + (1,) * (x.ndim - 1), device=x.device) < keep
+    return x * (mask.to(x.dtype) / keep)
+
+
+def sincos_position_embedding(height: int, width: int, dim: int) -> Tensor:
+    """2-D sin-cos embedding, (1, height * width, dim): half the channels from x, the other half from y."""
+    half = dim // 2
+    frequencies = 10000.0 ** (-torch.arange(0, half, 2, dtype=torch.float64) / half)
+
+    def encode(positions: Tensor) -> Tensor:
+        angles = positions.flatten()[:, None] * frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing='ij')
+    return torch.cat([encode(x), encode(y)], dim=1).float().unsqueeze(0)
+
+
+class Stem(nn.Module):
+    """Stride-4 stem of three 3x3 convolutions: image (B, 3, H, W) -> map (B, ceil(H/4), ceil(W/4), C)."""
+
+    def __init__(self, in_channels: int, dim: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, dim, 3, stride=2, padding=1, bias=False)
+        self.norm1 = nn.GroupNorm(1, dim)
+        self.conv2 = nn.Conv2d(dim, dim, 3, padding=1, bias=False)
+        self.norm2 = nn.GroupNorm(1, dim)
+        self.conv3 = nn.Conv2d(dim, dim, 3, stride=2, padding=1, bias=False)
+        self.norm3 = nn.GroupNorm(1, dim)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = F.gelu(self.norm1(self.conv1(image.contiguous(memory_format=torch.channels_last))))
+        x = F.gelu(self.norm2(self.conv2(x)))
+        x = self.norm3(self.conv3(x))
+        return self.norm(x.permute(0, 2, 3, 1))
+
+
+class Downsample(nn.Module):
+    """Stride-2 step between stages: map (B, H, W, C) -> (B, ceil(H/2), ceil(W/2), C')."""
+
+    def __init__(self, in_dim: int, dim: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_dim, dim, 1, bias=False)
+        self.norm1 = nn.GroupNorm(1, dim)
+        self.conv2 = nn.Conv2d(dim, dim, 3, stride=2, padding=1, groups=dim, bias=False)
+        self.norm2 = nn.GroupNorm(1, dim)
+        self.conv3 = nn.Conv2d(dim, dim, 1, bias=False)
+        self.norm3 = nn.GroupNorm(1, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 3, 1, 2)
+        x = F.gelu(self.norm1(self.conv1(x)))
+        x = F.gelu(self.norm2(self.conv2(x)))
+        return self.norm3(self.conv3(x)).permute(0, 2, 3, 1)
+
+
+class FFN(nn.Module):
+    """Feed-forward network with a depthwise convolution beside the identity: (B, H, W, C) -> same."""
+
+    def __init__(self, dim: int, drop: float) -> None:
+        super().__init__()
+        hidden = MLP_RATIO * dim
+        self.fc1 = nn.Linear(dim, hidden)
+        self.conv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+        self.drop = nn.Dropout(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.fc1(x)
+        h = self.drop(F.gelu(h + conv_channels_last(self.conv, h)))
+        return self.drop(self.fc2(h))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block that carries the significance map along.
+
+    `forward(x (B, H, W, C), significance (B, H, W) or None)` returns both, as the attention does.
+    """
+
+    def __init__(self, dim: int, attention: nn.Module, drop: float, drop_path_rate: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = attention
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.ffn = FFN(dim, drop)
+        self.drop_path_rate = drop_path_rate
+
+    def forward(self, x: Tensor, significance: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        attended, significance = self.attn(self.norm1(x), significance)
+        x = x + drop_path(attended, self.drop_path_rate, self.training)
+        x = x + drop_path(self.ffn(self.norm2(x)), self.drop_path_rate, self.training)
+        return x, significance
+
+
+class Stage(nn.Module):
+    """Downsampling (none in stage 1, whose stem did it), blocks and the norm that ends the stage.
+
+    In stages 1-3 even blocks make the significance map and odd blocks use the map of the block before.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        in_dim: int,
+        dim: int,
+        num_heads: int,
+        drop_path_rates: Sequence[float],
+        drop: float,
+        attn_drop: float,
+        with_cp: bool,
+    ) -> None:
+        super().__init__()
+        self.with_cp = with_cp
+        self.downsample = Downsample(in_dim, dim) if index > 0 else nn.Identity()
+
+        def attention(block: int) -> nn.Module:
+            if index == NUM_STAGES - 1:
+                return FullAttention(dim, num_heads, attn_drop, drop)
+            if block % 2 == 0:
+                return HybridScaleAttention(dim, num_heads, REDUCTIONS[index], attn_drop, drop)
+            return SelfGuidedAttention(dim, num_heads, RUN_LENGTHS[index], attn_drop, drop)
+
+        self.blocks = nn.ModuleList(
+            Block(dim, attention(j), drop, rate) for j, rate in enumerate(drop_path_rates)
+        )
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.downsample(x)
+        significance = None
+        for block in self.blocks:
+            if self.with_cp and torch.is_grad_enabled():
+                x, significance = checkpoint(block, x, significance, use_reentrant=False)
+            else:
+                x, significance = block(x, significance)
+        return self.norm(x)
+
+
+@MODELS.register_module()
+class SGFormer(BaseModule):
+    """SG-Former backbone for dense prediction and classification.
+
+    Input (B, in_channels, H, W) with H, W >= 32, any size. Output: for each stage i in `out_indices` a map
+    (B, C_i, ceil(H / s_i), ceil(W / s_i)), s = 4, 8, 16, 32, after the stage's norm.
+
+    Args:
+        arch: 's', 'm', 'b' (or 'small', 'medium', 'base'), or a dict of `embed_dims`, `depths` and
+            `num_heads`, four positive integers each.
+        in_channels: Channels of the input image.
+        pretrain_img_size: Image size in pixels, one number or (H, W), of the grid that the position
+            embedding is learned on; the embedding is resized (bicubic) to the map of any other input.
+        drop_rate: Dropout after the position embedding, the attention's projection and in the FFN.
+        attn_drop_rate: Dropout on the attention weights.
+        drop_path_rate: Stochastic depth; grows linearly over all blocks from 0 to this rate.
+        out_indices: Stages (0-3) whose maps are returned, in this order. Stages past the last are built,
+            so that every checkpoint fits, but neither run nor trained.
+        frozen_stages: -1: train everything. 0: freeze the stem and the position embedding; k in 1..4:
+            the first k stages too. As in mmdet.
+        norm_eval: Keep norm layers in eval mode. SG-Former's norms keep no running statistics, so this
+            changes no result; it is here because configs of other backbones set it.
+        with_cp: Gradient checkpointing of every block: less memory, a second forward in the backward.
+        init_cfg: MMEngine's initialisation config, e.g. dict(type='Pretrained', checkpoint=...). Without
+            one the weights are drawn as the paper's code does.
+
+    Raises:
+        ValueError, TypeError: An argument is out of range or of the wrong type; or, in `forward`, the
+            input is not a batch of images of at least 32 x 32 with `in_channels` channels.
+    """
+
+    def __init__(
+        self,
+        arch: str | dict = 's',
+        in_channels: int = 3,
+        pretrain_img_size: int | tuple[int, int] = 224,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.1,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | list[dict] | None = None,
+    ) -> None:
+        super().__init__(init_cfg=init_cfg)
+        self.embed_dims, self.depths, self.num_heads = _resolve_arch(arch)
+        self.in_channels = in_channels
+        self.out_indices = _check_out_indices(out_indices)
+        if frozen_stages not in range(-1, NUM_STAGES + 1):
+            raise ValueError(f'frozen_stages must be in -1..{NUM_STAGES}, got {frozen_stages!r}')
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+        for name, rate in [('drop', drop_rate), ('attn_drop', attn_drop_rate), ('drop_path', drop_path_rate)]:
+            if not 0.0 <= rate < 1.0:
+                raise ValueError(f'{name}_rate must be in [0, 1), got {rate!r}')
+
+        size = (pretrain_img_size,) * 2 if isinstance(pretrain_img_size, int) else tuple(pretrain_img_size)
+        if len(size) != 2 or min(size) < MIN_SIZE:
+            raise ValueError(
+                'pretrain_img_size must be one number or (H, W), '
+                f'at least {MIN_SIZE}, got {pretrain_img_size!r}'
+            )
+        self.pretrain_grid = tuple(-(-side // STRIDES[0]) for side in size)
+        self.stem = Stem(in_channels, self.embed_dims[0])
+        self.pos_embed = nn.Parameter(sincos_position_embedding(*self.pretrain_grid, self.embed_dims[0]))
+        self.pos_drop = nn.Dropout(drop_rate)
+
+        rates = torch.linspace(0, drop_path_rate, sum(self.depths), dtype=torch.float64).tolist()
+        self.stages = nn.ModuleList(
+            Stage(
+                index=i,
+                in_dim=self.embed_dims[max(i - 1, 0)],
+                dim=self.embed_dims[i],
+                num_heads=self.num_heads[i],
+                drop_path_rates=rates[sum(self.depths[:i]) : sum(self.depths[: i + 1])],
+                drop=drop_rate,
+                attn_drop=attn_drop_rate,
+                with_cp=with_cp,
+            )
+            for i in range(NUM_STAGES)
+        )
+        self.apply(_init_layer)
+        self._freeze()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Image (B, in_channels, H, W) -> one map (B, C_i, ceil(H / s_i), ceil(W / s_i)) per out index."""
+        if x.ndim != 4 or x.shape[1] != self.in_channels or min(x.shape[2:]) < MIN_SIZE:
+            raise ValueError(
+                f'SGFormer takes images (B, {self.in_channels}, H, W) with H, W >= {MIN_SIZE}, '
+                f'got shape {tuple(x.shape)}; resize or pad smaller images, set in_channels for other inputs'
+            )
+        x = self.stem(x)
+        x = self.pos_drop(x + self._position_embedding(*x.shape[1:3]).to(x.dtype))
+        outs = {}
+        for i, stage in enumerate(self.stages[: max(self.out_indices) + 1]):
+            x = stage(x)
+            if i in self.out_indices:
+                outs[i] = x.permute(0, 3, 1, 2)
+        return tuple(outs[i] for i in self.out_indices)
+
+    def _position_embedding(self, height: int, width: int) -> Tensor:
+        """The position embedding for a map of this size, (1, height, width, C)."""
+        grid = self.pos_embed.unflatten(1, self.pretrain_grid)
+        if (height, width) == self.pretrain_grid:
+            return grid
+        grid = F.interpolate(
+            grid.permute(0, 3, 1, 2), size=(height, width), mode='bicubic', align_corners=False
+        )
+        return grid.permute(0, 2, 3, 1)
+
+    def train(self, mode: bool = True) -> 'SGFormer':
+        """Set the training mode; frozen stages stay in eval mode, and norms too with `norm_eval`."""
+        super().train(mode)
+        for module in self._frozen_modules():
+            module.eval()
+        if self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
+                    module.eval()
+        return self
+
+    def _frozen_modules(self) -> list[nn.Module]:
+        stem = [self.stem, self.pos_drop] if self.frozen_stages >= 0 else []
+        return stem + list(self.stages[: max(self.frozen_stages, 0)])
+
+    def _freeze(self) -> None:
+        """Switch gradients off where `frozen_stages` says so, and in stages that no output depends on."""
+        if self.frozen_stages >= 0:
+            self.pos_embed.requires_grad = False
+        for module in [*self._frozen_modules(), *self.stages[max(self.out_indices) + 1 :]]:
+            module.requires_grad_(False)
+
+
+def _init_layer(module: nn.Module) -> None:
+    """Initial weights: linear truncated normal (std 0.02), convolution normal (variance 2 / fan_out)."""
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+    elif isinstance(module, nn.Conv2d):
+        fan_out = module.weight[0, 0].numel() * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=(2.0 / fan_out) ** 0.5)
+    else:
+        return  # norms start at 1 and 0
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+
+
+def _resolve_arch(arch: str | dict) -> tuple[tuple[int, ...], ...]:
+    """A name or a dict -> checked (embed_dims, depths, num_heads), four integers each."""
+    if isinstance(arch, str):
+        name = ARCH_ALIASES.get(arch.lower(), arch.lower())
+        if name not in ARCHS:
+            names = [*ARCHS, *ARCH_ALIASES]
+            raise ValueError(f'unknown arch {arch!r}; choose from {names} or give a dict of {ARCH_KEYS}')
+        arch = ARCHS[name]
+    if not isinstance(arch, dict):
+        raise TypeError(f'arch must be a name or a dict of {ARCH_KEYS}, got {type(arch).__name__}')
+    if set(arch) != set(ARCH_KEYS):
+        missing, unknown = set(ARCH_KEYS) - set(arch), set(arch) - set(ARCH_KEYS)
+        raise ValueError(
+            f'an arch dict has exactly the keys {ARCH_KEYS}; '
+            f'missing: {sorted(missing)}, unknown: {sorted(unknown)}'
+        )
+    for key, values in arch.items():
+        if (
+            not isinstance(values, (list, tuple))
+            or len(values) != NUM_STAGES
+            or not all(isinstance(v, int) and v > 0 for v in values)
+        ):
+            raise ValueError(f'arch[{key!r}] must be {NUM_STAGES} positive integers, got {values!r}')
+    dims, depths, heads = (tuple(arch[key]) for key in ARCH_KEYS)
+    if dims[0] % 4:
+        raise ValueError(f'embed_dims[0] must be a multiple of 4 for the sin-cos embedding, got {dims[0]}')
+    for i, (dim, head) in enumerate(zip(dims, heads, strict=True)):
+        if dim % head:
+            raise ValueError(f'stage {i}: embed_dims {dim} must be a multiple of num_heads {head}')
+        if head % 2 and i < NUM_STAGES - 1:
+            raise ValueError(f'stage {i}: num_heads must be even (half global, half local), got {head}')
+    return dims, depths, heads
+
+
+def _check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
+    indices = tuple(out_indices)
+    if not indices or len(set(indices)) < len(indices) or not all(i in range(NUM_STAGES) for i in indices):
+        raise ValueError(f'out_indices must be distinct stages in 0..{NUM_STAGES - 1}, got {out_indices!r}')
+    return indices

@@ -1,0 +1,34 @@
+"""Package metadata: the backbone needs torch and MMEngine, the extra `full` brings the frameworks."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = (ROOT / 'mmsgformer' / 'version.py').read_text().split("'")[1]
+
+
+def requirements(*names: str) -> list[str]:
+    """The lines of requirements/NAME.txt that are not comments."""
+    lines = [
+        line for name in names for line in (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
+    ]
+    return [line for line in lines if line and not line.startswith('#')]
+
+
+setup(
+    name='mmsgformer',
+    version=VERSION,
+    description='SG-Former, a self-guided vision transformer backbone, for the OpenMMLab ecosystem',
+    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    packages=find_packages(include=['mmsgformer', 'mmsgformer.*']),
+    python_requires='>=3.10,<3.13',
+    # MMEngine is left to the user: listing one of its two distributions would install it over the other.
+    install_requires=['torch>=2.4'],
+    extras_require={
+        'full': requirements('torch', 'mmcv', 'frameworks'),
+        'dev': requirements('dev'),
+    },
+)
