@@ -227,6 +227,8 @@ class SGFormer(BaseModule):
     ) -> None:
         super().__init__(init_cfg=init_cfg)
         self.embed_dims, self.depths, self.num_heads = _resolve_arch(arch)
+        if not isinstance(in_channels, int) or in_channels < 1:
+            raise ValueError(f'in_channels must be a positive integer, got {in_channels!r}')
         self.in_channels = in_channels
         self.out_indices = _check_out_indices(out_indices)
         if frozen_stages not in range(-1, NUM_STAGES + 1):
@@ -278,7 +280,8 @@ class SGFormer(BaseModule):
         for i, stage in enumerate(self.stages[: max(self.out_indices) + 1]):
             x = stage(x)
             if i in self.out_indices:
-                outs[i] = x.permute(0, 3, 1, 2)
+                # Contiguous, since mmcv's RoIAlign misreads channels-last maps (open-mmlab/mmcv#2203).
+                outs[i] = x.permute(0, 3, 1, 2).contiguous()
         return tuple(outs[i] for i in self.out_indices)
 
     def _position_embedding(self, height: int, width: int) -> Tensor:

@@ -2,11 +2,12 @@
 
 OUT/annotations/instances_{train,val}2017.json with OUT/{train,val}2017/ is what mmdet's CocoDataset reads;
 OUT/images/{training,validation}/ with OUT/annotations/{training,validation}/ (0 = unlabelled, 1 =
-background, then the shapes) is what mmseg's ADE20KDataset reads. Both describe the same pictures. The same
+background, then the shapes) is what mmseg reads. Both describe the same pictures. The same
 seed writes the same files.
 """
 
 import argparse
+import colorsys
 import json
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pycocotools import mask as coco_mask
 from rich.progress import track
 
 CLASSES = ('disc', 'square', 'triangle', 'star')
+HUES = (0, 220, 120, 50)  # degrees: red, blue, green, yellow
 SPLITS = {'train': 'training', 'val': 'validation'}
 # Objects overlap, but at least this share of each stays visible.
 MIN_VISIBLE = 0.3
@@ -29,6 +31,11 @@ def textured(rng: np.random.Generator, size: int, base: np.ndarray, contrast: fl
     y, x = np.mgrid[:size, :size]
     stripes = np.sin(frequency * (x * np.cos(angle) + y * np.sin(angle)))[..., None]
     return base + contrast * (noise + rng.uniform(0, 1) * stripes)
+
+
+def bgr(hue: float, saturation: float, value: float) -> np.ndarray:
+    """A colour in OpenCV's channel order, (3,) in 0-255; the hue in degrees, the others in 0-1."""
+    return 255 * np.array(colorsys.hsv_to_rgb(hue / 360 % 1.0, saturation, value))[::-1]
 
 
 def polygon(rng: np.random.Generator, kind: str, radius: float) -> np.ndarray:
@@ -46,7 +53,7 @@ def polygon(rng: np.random.Generator, kind: str, radius: float) -> np.ndarray:
 
 def draw_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[tuple[int, np.ndarray]]]:
     """One picture (size, size, 3) uint8 and its objects, (class index, visible mask (size, size) bool)."""
-    background = rng.uniform(40, 215, 3)
+    background = bgr(rng.uniform(0, 360), rng.uniform(0.0, 0.4), rng.uniform(0.2, 0.9))
     image = textured(rng, size, background, rng.uniform(8, 25))
     objects: list[tuple[int, np.ndarray]] = []
     areas: list[float] = []
@@ -62,10 +69,9 @@ def draw_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[tu
             (seen & ~mask).sum() < MIN_VISIBLE * area for (_, seen), area in zip(objects, areas, strict=True)
         ):
             continue
-        # Any colour will do that is not the background's: shape alone tells the classes apart.
-        colour = rng.uniform(0, 255, 3)
-        while np.abs(colour - background).max() < 60:
-            colour = rng.uniform(0, 255, 3)
+        # A class has a typical hue, as things do, so that a few minutes are enough to learn it.
+        hue = HUES[kind] + rng.uniform(-20, 20)
+        colour = bgr(hue, rng.uniform(0.5, 1.0), rng.uniform(0.5, 1.0))
         image[mask] = textured(rng, size, colour, rng.uniform(2, 15))[mask]
         objects = [(other, seen & ~mask) for other, seen in objects] + [(kind, mask)]
         areas.append(mask.sum())
@@ -112,7 +118,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('out', type=Path, help='folder to write to; made if needed')
-    parser.add_argument('--train', type=int, default=400, help='training images (default: %(default)s)')
+    parser.add_argument('--train', type=int, default=800, help='training images (default: %(default)s)')
     parser.add_argument('--val', type=int, default=60, help='held-out images (default: %(default)s)')
     parser.add_argument(
         '--size', type=int, default=128, help='side of an image, pixels (default: %(default)s)'

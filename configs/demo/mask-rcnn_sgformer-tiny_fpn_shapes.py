@@ -26,15 +26,27 @@ metainfo = dict(
     classes=('disc', 'square', 'triangle', 'star'),
     palette=[(220, 20, 60), (0, 130, 200), (60, 180, 75), (245, 130, 48)],
 )
-# The pictures are small: nothing is resized.
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='RandomFlip', prob=0.5, direction=['horizontal', 'vertical']),
+    dict(type='Resize', scale=(128, 128), keep_ratio=True),
+    dict(type='RandomFlip', prob=0.75, direction=['horizontal', 'vertical', 'diagonal']),
     dict(type='PackDetInputs'),
 ]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='PackDetInputs', meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor')),
+test_pipeline = _base_.test_pipeline
+test_pipeline[1].update(scale=(128, 128))
+train_dataloader = dict(
+    batch_size=8,
+    batch_sampler=None,
+    dataset=dict(metainfo=metainfo, filter_cfg=None, pipeline=train_pipeline),
+)
+val_dataloader = dict(dataset=dict(metainfo=metainfo, pipeline=test_pipeline))
+test_dataloader = val_dataloader
+
+train_cfg = dict(max_epochs=4, val_interval=1)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
+    dict(type='CosineAnnealingLR', eta_min=0, by_epoch=False, begin=50, end=400),
 ]
+optim_wrapper = dict(optimizer=dict(lr=1e-3), clip_grad=dict(max_norm=1.0))
+default_hooks = dict(logger=dict(interval=10))

@@ -8,7 +8,7 @@ model = dict(
         pad_mask=True,
         pad_size_divisor=32,
     ),
-    backbone=dict(type='SGFormer', arch='s'),
+    backbone=dict(type='SGFormer'),
     neck=dict(type='FPN', in_channels=[64, 128, 256, 512], out_channels=256, num_outs=5),
     rpn_head=dict(
         type='RPNHead',

@@ -10,7 +10,7 @@ model = dict(
         seg_pad_val=255,
         size=(512, 512),
     ),
-    backbone=dict(type='SGFormer', arch='s'),
+    backbone=dict(type='SGFormer'),
     decode_head=dict(
         type='UPerHead',
         in_channels=[64, 128, 256, 512],

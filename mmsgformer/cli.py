@@ -1,0 +1,49 @@
+"""What tools/train.py and tools/test.py share: arguments, and the config they describe."""
+
+import argparse
+import os
+from pathlib import Path
+
+from mmengine.config import Config, DictAction
+
+from mmsgformer.dataset_paths import check_dataset_paths, set_data_root
+from mmsgformer.distributed import prepare_cpu_distributed
+
+
+def base_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the arguments that every tool takes which runs a config."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/CONFIG_NAME)')
+    parser.add_argument('--data-root', help="folder of the data set, instead of the config's data_root")
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        default={},
+        help='override entries of the config: key=value pairs, nested keys with dots, lists as key="[a,b]"',
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    # torch.distributed.launch passes the first, MMEngine reads the environment variable.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    return parser
+
+
+def load_config(args: argparse.Namespace, splits: tuple[str, ...]) -> Config:
+    """The config that the arguments describe, its paths checked, ready for a Runner.
+
+    Exits with a message that names the path and the option if the config or its data does not exist.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    try:
+        cfg = Config.fromfile(args.config)
+        if args.data_root:
+            set_data_root(cfg, args.data_root)
+        cfg.merge_from_dict(args.cfg_options)
+        check_dataset_paths(cfg, splits)
+    except (FileNotFoundError, KeyError) as error:
+        raise SystemExit(f'error: {error.args[0]}') from error
+    cfg.launcher = args.launcher
+    cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(args.config).stem)
+    prepare_cpu_distributed(cfg)
+    return cfg

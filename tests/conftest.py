@@ -1,0 +1,70 @@
+"""Shared fixtures: real photos, the synthetic data set, the golden formula, the tiny architecture."""
+
+import os
+import subprocess
+import sys
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).parents[1]
+
+
+def draw(name: str, shape: Sequence[int]) -> Tensor:
+    """The tensor (float64) that the golden data's formula gives to this official name and shape.
+
+    docs/method.md, "Golden data".
+    """
+    n = np.random.RandomState(zlib.crc32(name.encode()) & 0x7FFFFFFF).standard_normal(tuple(shape))
+    if name.startswith(('image', 'probe')):
+        pass
+    elif len(shape) == 1 and name.endswith('weight'):
+        n = 1 + 0.1 * n
+    elif name.endswith('bias'):
+        n = 0.1 * n
+    elif name == 'pos_embed':
+        n = 0.2 * n
+    else:
+        n = n / np.sqrt(np.prod(shape[1:]))
+    return torch.from_numpy(n)
+
+
+@pytest.fixture(scope='session')
+def tiny() -> dict:
+    """The architecture of the golden data's `tiny`."""
+    return {'embed_dims': (32, 64, 128, 256), 'depths': (2, 2, 4, 1), 'num_heads': (2, 4, 8, 16)}
+
+
+@pytest.fixture(scope='session')
+def draw_golden():
+    return draw
+
+
+@pytest.fixture(scope='session')
+def photos() -> Path:
+    """The folder with coco_tiny and ade_tiny, real photos that are not part of this repository."""
+    folder = os.environ.get('MMSGFORMER_DATA')
+    if not folder:
+        pytest.skip('needs real photos: set MMSGFORMER_DATA to a folder with coco_tiny and ade_tiny')
+    return Path(folder)
+
+
+@pytest.fixture(scope='session')
+def shapes(tmp_path_factory) -> Path:
+    """A small synthetic data set, written by its tool."""
+    out = tmp_path_factory.mktemp('shapes')
+    run_tool('make_shapes.py', out, '--train', 16, '--val', 4)
+    return out
+
+
+def run_tool(name: str, *args: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a script of tools/ as a user would, from the checkout; its output is captured, not judged."""
+    program = ['bash'] if name.endswith('.sh') else [sys.executable]
+    command = [*program, f'tools/{name}', *(str(arg) for arg in args)]
+    env = {**os.environ, 'PYTHON': sys.executable, **environment}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)

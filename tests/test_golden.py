@@ -1,0 +1,67 @@
+"""Agreement with the official code: outputs, significance maps, logits and the gradient at the image.
+
+tests/golden holds what the official code gave in float64 for weights drawn by formula; of the large arrays
+every 11th entry (flattened) is kept.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mmsgformer import SGFormer
+from mmsgformer.attention import HybridScaleAttention
+from mmsgformer.checkpoint import official_to_ours
+
+GOLDEN = Path(__file__).parent / 'golden'
+TOLERANCE = 1e-5
+
+
+def assert_agrees(ours: Tensor, golden: np.ndarray, tolerance: float = TOLERANCE) -> None:
+    ours = ours.detach().numpy()
+    if ours.shape != golden.shape:
+        ours = ours.reshape(-1)[:: -(-ours.size // golden.size)]
+    np.testing.assert_allclose(ours, golden, rtol=0, atol=tolerance)
+
+
+def official_weights(name: str, draw_golden) -> dict[str, Tensor]:
+    keys = json.loads((GOLDEN / f'official_keys_{name}.json').read_text())
+    return {key: draw_golden(key, shape) for key, shape in keys.items()}
+
+
+@pytest.fixture(params=['tiny', 's'])
+def case(request, tiny, draw_golden) -> tuple[SGFormer, dict[str, Tensor], dict[str, np.ndarray]]:
+    """The model with the formula's weights, those weights by official name, and the golden arrays."""
+    weights = official_weights(request.param, draw_golden)
+    model = SGFormer(tiny if request.param == 'tiny' else request.param).double().eval()
+    model.load_state_dict(official_to_ours(weights))
+    return model, weights, dict(np.load(GOLDEN / f'official_{request.param}_224.npz'))
+
+
+def test_agrees_with_the_official_code(case, draw_golden):
+    model, weights, golden = case
+    significance = {}
+    for i, stage in enumerate(model.stages):
+        for j, block in enumerate(stage.blocks):
+            if isinstance(block.attn, HybridScaleAttention):
+                name = f'significance_stage{i}_block{j}'
+                block.attn.register_forward_hook(
+                    lambda _, __, output, name=name: significance.update({name: output[1]})
+                )
+    batch = len(golden['logits'])
+    image = draw_golden('image224x224', (batch, 3, 224, 224)).requires_grad_()
+    stages = model(image)
+    loss = sum((stage * draw_golden(f'probe{i}', stage.shape)).mean() for i, stage in enumerate(stages))
+    loss.backward()
+
+    for i, stage in enumerate(stages):
+        assert_agrees(stage, golden[f'stage{i}'])
+    assert sorted(significance) == sorted(name for name in golden if name.startswith('significance'))
+    for name, values in significance.items():
+        assert_agrees(values, golden[name])
+    assert_agrees(stages[3].mean((2, 3)) @ weights['head.weight'].T + weights['head.bias'], golden['logits'])
+    assert_agrees(loss, golden['loss'])
+    assert_agrees(image.grad, golden['image_grad'], TOLERANCE * np.abs(golden['image_grad']).max())

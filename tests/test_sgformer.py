@@ -1,0 +1,256 @@
+"""The backbone: any size, every argument, every error, and how it composes with autocast and checkpointing."""
+
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from mmsgformer import SGFormer
+from mmsgformer.sgformer import STRIDES, drop_path, sincos_position_embedding
+
+RANDOM_SIZES = [(random.Random(i).randint(32, 700), random.Random(~i).randint(32, 700)) for i in range(300)]
+EDGE_SIZES = [(32, 32), (33, 32), (32, 700), (63, 65), (224, 224), (225, 223), (112, 336)]
+
+
+def run(model: SGFormer, image: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+    """The outputs and the image's gradient of the mean of their squares."""
+    image = image.clone().requires_grad_()
+    outs = model(image)
+    sum(out.square().mean() for out in outs).backward()
+    return tuple(out.detach() for out in outs), image.grad
+
+
+@pytest.fixture(scope='module')
+def model(tiny) -> SGFormer:
+    torch.manual_seed(0)
+    return SGFormer(tiny).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize('sizes', [RANDOM_SIZES[i::10] for i in range(10)], ids=lambda s: f'{len(s)}-sizes')
+def test_random_sizes(model, sizes):
+    """Right shapes, finite, and bit for bit the same on a second run, forward and backward."""
+    for height, width in sizes:
+        image = torch.randn(1, 3, height, width)
+        outs, grad = run(model, image)
+        for out, dim, stride in zip(outs, model.embed_dims, STRIDES, strict=True):
+            assert out.shape == (1, dim, -(-height // stride), -(-width // stride)), (height, width)
+            assert out.isfinite().all(), (height, width)
+        assert grad.isfinite().all() and grad.abs().sum() > 0, (height, width)
+        again, grad_again = run(model, image)
+        assert all(map(torch.equal, outs, again)) and torch.equal(grad, grad_again), (height, width)
+
+
+@pytest.mark.parametrize(('height', 'width'), [*EDGE_SIZES, *RANDOM_SIZES[:8]])
+def test_a_batch_gives_what_its_images_give_one_by_one(tiny, height, width):
+    torch.manual_seed(0)
+    model = SGFormer(tiny).double().eval()
+    images = torch.randn(3, 3, height, width, dtype=torch.float64)
+    outs, grad = run(model, images)
+    for i in range(len(images)):
+        single, single_grad = run(model, images[i : i + 1])
+        for out, expected in zip(outs, single, strict=True):
+            torch.testing.assert_close(out[i : i + 1], expected, rtol=0, atol=1e-9)
+        # The loss is a mean over the batch, so each image has a third of its gradient.
+        torch.testing.assert_close(grad[i : i + 1] * 3, single_grad, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ('arch', 'millions'), [('s', 22.545981), ('m', 38.689316), ('b', 77.950293), ('Base', 77.950293)]
+)
+def test_parameter_counts_with_a_1000_class_head(arch, millions):
+    model = SGFormer(arch)
+    head = nn.Linear(model.embed_dims[-1], 1000)
+    assert sum(p.numel() for m in (model, head) for p in m.parameters()) == round(millions * 1e6)
+
+
+@pytest.mark.parametrize('size', [(64, 96), (75, 133)])
+def test_every_parameter_gets_a_gradient(tiny, size):
+    model = SGFormer(tiny)
+    sum(out.square().mean() for out in model(torch.randn(2, 3, *size))).backward()
+    without = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    # A bias that is added to every key or a constant to every token of a softmax cancels out in theory;
+    # here each tensor also holds values, so none may stay at zero.
+    assert not without
+
+
+@pytest.mark.parametrize('drop_path_rate', [0.0, 0.5])
+@pytest.mark.parametrize('dtype', [None, torch.bfloat16])
+def test_gradient_checkpointing_changes_nothing(tiny, drop_path_rate, dtype):
+    image = torch.randn(2, 3, 75, 133)
+    results = []
+    for with_cp in (False, True):
+        torch.manual_seed(0)
+        model = SGFormer(
+            tiny, with_cp=with_cp, drop_path_rate=drop_path_rate, drop_rate=0.1, attn_drop_rate=0.1
+        )
+        with torch.autocast('cpu', dtype, enabled=dtype is not None):
+            outs, grad = run(model, image)
+        results.append([*outs, grad, *(p.grad for p in model.parameters())])
+    assert all(map(torch.equal, *results))
+
+
+def test_gradient_checkpointing_saves_memory(tiny):
+    """Fewer elements are kept for the backward pass."""
+    kept = []
+    for with_cp in (False, True):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, s=sizes: (s.append(t.numel()), t)[1], lambda t: t
+        ):
+            SGFormer(tiny, with_cp=with_cp)(torch.randn(1, 3, 128, 128))
+        kept.append(sum(sizes))
+    assert kept[1] < kept[0] / 3
+
+
+def test_bfloat16_autocast_is_close_to_float32(tiny):
+    """Closeness as the relative error in the Frobenius norm, per stage."""
+    torch.manual_seed(0)
+    model = SGFormer(tiny).eval()
+    image = torch.randn(2, 3, 128, 160)
+    with torch.no_grad():
+        expected = model(image)
+        with torch.autocast('cpu', torch.bfloat16):
+            outs = model(image)
+    for out, reference in zip(outs, expected, strict=True):
+        assert (out.float() - reference).norm() < 0.05 * reference.norm()
+
+
+def test_train_and_eval_return_the_model(tiny):
+    model = SGFormer(tiny, frozen_stages=1, norm_eval=True)
+    assert model.eval() is model
+    assert model.train() is model
+    assert model.training
+
+
+@pytest.mark.parametrize('frozen_stages', range(-1, 5))
+def test_frozen_stages_as_in_mmdet(tiny, frozen_stages):
+    """Frozen parts have no gradient and stay in eval mode; k freezes the stem and the first k stages."""
+    model = SGFormer(tiny, frozen_stages=frozen_stages).train()
+    frozen = {name.split('.blocks')[0] for name, p in model.named_parameters() if not p.requires_grad}
+    for i, stage in enumerate(model.stages):
+        is_frozen = i < frozen_stages
+        assert all(p.requires_grad != is_frozen for p in stage.parameters())
+        assert all(m.training != is_frozen for m in stage.modules())
+    assert model.pos_embed.requires_grad == (frozen_stages < 0)
+    assert all(p.requires_grad == (frozen_stages < 0) for p in model.stem.parameters())
+    assert model.stem.training == (frozen_stages < 0), frozen
+
+
+def test_norm_eval_keeps_norms_in_eval_mode(tiny):
+    model = SGFormer(tiny, norm_eval=True).train()
+    norms = [m for m in model.modules() if isinstance(m, (nn.LayerNorm, nn.GroupNorm))]
+    assert norms
+    assert not any(m.training for m in norms)
+    assert model.stages[0].blocks[0].ffn.training
+
+
+@pytest.mark.parametrize('out_indices', [(0,), (3,), (1, 2), (2, 0), [0, 1, 2, 3]])
+def test_out_indices(tiny, model, out_indices):
+    """The chosen maps in the chosen order; parameters that no output needs are not trained (DDP asks that)."""
+    chosen = SGFormer(tiny, out_indices=out_indices).eval()
+    chosen.load_state_dict(model.state_dict())
+    image = torch.randn(1, 3, 64, 64)
+    outs = chosen(image)
+    everything = model(image)
+    assert all(torch.equal(out, everything[i]) for out, i in zip(outs, out_indices, strict=True))
+    sum(out.square().mean() for out in outs).backward()
+    assert all((p.grad is not None) == p.requires_grad for p in chosen.parameters())
+
+
+@pytest.mark.parametrize('grid', [224, (224, 224), (96, 160)])
+def test_position_embedding_is_used_as_it_is_at_its_own_size(tiny, grid):
+    model = SGFormer(tiny, pretrain_img_size=grid)
+    height, width = (s // 4 for s in ((grid, grid) if isinstance(grid, int) else grid))
+    assert model.pos_embed.shape == (1, height * width, 32)
+    assert torch.equal(model._position_embedding(height, width).flatten(1, 2), model.pos_embed)
+    assert model._position_embedding(9, 31).shape == (1, 9, 31, 32)
+
+
+def test_sincos_position_embedding():
+    """Channels: sin and cos of x, then sin and cos of y, at frequencies 1 / 10000^(2i/D)."""
+    embedding = sincos_position_embedding(5, 7, 16).view(5, 7, 16)
+    y, x, i = 3, 4, 1
+    frequency = 10000 ** (-2 * i / 8)
+    expected = torch.tensor([frequency * x, frequency * x, frequency * y, frequency * y])
+    expected = torch.stack([expected[0].sin(), expected[1].cos(), expected[2].sin(), expected[3].cos()])
+    torch.testing.assert_close(embedding[y, x, i::4], expected)
+
+
+def test_drop_path_drops_whole_samples_and_keeps_the_mean():
+    torch.manual_seed(0)
+    x = drop_path(torch.ones(4000, 3, 2), 0.25, training=True)
+    per_sample = x.flatten(1)
+    assert (per_sample == per_sample[:, :1]).all()
+    assert per_sample.unique().tolist() == pytest.approx([0, 1 / 0.75])
+    assert x.mean().item() == pytest.approx(1, abs=0.05)
+    assert torch.equal(drop_path(x, 0.25, training=False), x)
+
+
+def test_initial_weights():
+    """Linear std 0.02, convolution variance 2 / fan_out with groups counted, zero biases."""
+    torch.manual_seed(0)
+    model = SGFormer('s')
+    block = model.stages[2].blocks[0]
+    assert block.ffn.fc1.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    assert block.ffn.conv.weight.std().item() == pytest.approx((2 / 9) ** 0.5, rel=0.1)
+    assert model.stem.conv2.weight.std().item() == pytest.approx((2 / (9 * 64)) ** 0.5, rel=0.1)
+    assert all((p == 0).all() for n, p in model.named_parameters() if n.endswith('bias'))
+
+
+GOOD_ARCH = {'embed_dims': (32, 64, 128, 256), 'depths': (2, 2, 4, 1), 'num_heads': (2, 4, 8, 16)}
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ({'arch': 'xxl'}, "unknown arch 'xxl'.*'s', 'm', 'b'"),
+        ({'arch': 5}, 'arch must be a name or a dict'),
+        ({'arch': {k: v for k, v in GOOD_ARCH.items() if k != 'depths'}}, r"missing: \['depths'\]"),
+        ({'arch': {**GOOD_ARCH, 'depth': 3}}, r"unknown: \['depth'\]"),
+        ({'arch': {**GOOD_ARCH, 'depths': (2, 2, 4)}}, r"arch\['depths'\] must be 4 positive integers"),
+        ({'arch': {**GOOD_ARCH, 'depths': (2, 2, 4, 0)}}, r"arch\['depths'\] must be 4 positive integers"),
+        ({'arch': {**GOOD_ARCH, 'embed_dims': 32}}, r"arch\['embed_dims'\] must be 4 positive integers"),
+        ({'arch': {**GOOD_ARCH, 'num_heads': (2, 4, 8, 15)}}, 'stage 3: embed_dims 256 .* num_heads 15'),
+        ({'arch': {**GOOD_ARCH, 'num_heads': (1, 4, 8, 16)}}, 'stage 0: num_heads must be even'),
+        ({'arch': {**GOOD_ARCH, 'embed_dims': (34, 64, 128, 256)}}, 'multiple of 4'),
+        ({'out_indices': (0, 4)}, r'out_indices must be distinct stages in 0\.\.3'),
+        ({'out_indices': (-1,)}, r'out_indices must be distinct stages in 0\.\.3'),
+        ({'out_indices': (1, 1)}, r'out_indices must be distinct stages in 0\.\.3'),
+        ({'out_indices': ()}, r'out_indices must be distinct stages in 0\.\.3'),
+        ({'frozen_stages': 5}, r'frozen_stages must be in -1\.\.4, got 5'),
+        ({'frozen_stages': -2}, r'frozen_stages must be in -1\.\.4, got -2'),
+        ({'drop_path_rate': 1.0}, r'drop_path_rate must be in \[0, 1\)'),
+        ({'pretrain_img_size': (224,)}, 'pretrain_img_size must be'),
+        ({'pretrain_img_size': 16}, 'pretrain_img_size must be'),
+        ({'in_channels': 0}, 'in_channels must be'),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        SGFormer(**{'arch': GOOD_ARCH, **arguments})
+
+
+@pytest.mark.parametrize('shape', [(1, 3, 31, 64), (1, 3, 64, 31), (1, 4, 64, 64), (3, 64, 64)])
+def test_bad_images_are_named(model, shape):
+    with pytest.raises(ValueError, match=rf'H, W >= 32, got shape \({shape[0]}, {shape[1]}'):
+        model(torch.zeros(shape))
+
+
+def test_in_channels(tiny):
+    assert len(SGFormer(tiny, in_channels=5)(torch.randn(1, 5, 64, 64))) == 4
+
+
+@pytest.mark.parametrize('framework', ['mmdet', 'mmseg', 'mmpretrain'])
+@pytest.mark.parametrize('first', ['framework', 'mmsgformer'])
+def test_each_framework_builds_it_in_a_process_of_its_own(framework, first):
+    imports = [f'from {framework}.registry import MODELS', 'import mmsgformer']
+    if first == 'mmsgformer':
+        imports.reverse()
+    program = '; '.join(
+        [*imports, "print(type(MODELS.build(dict(type='SGFormer', arch='s'))).__name__, MODELS.scope)"]
+    )
+    result = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, timeout=300)
+    assert result.stdout.split() == ['SGFormer', framework], result.stderr

@@ -1,0 +1,39 @@
+"""Train the model of a config: detection, segmentation or classification, whatever the config says."""
+
+from mmengine.runner import Runner
+
+from mmsgformer.cli import base_parser, load_config
+
+
+def main() -> None:
+    """Parse the arguments, build the Runner, train."""
+    parser = base_parser(__doc__)
+    parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision (GPU)')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        help='resume from this checkpoint, or without a value from the latest one in the work dir',
+    )
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help="scale the learning rate from the config's base batch size to the actual one",
+    )
+    args = parser.parse_args()
+    cfg = load_config(args, splits=('train', 'val'))
+    if args.amp:
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.loss_scale = 'dynamic'
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            parser.error(f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size')
+        cfg.auto_scale_lr.enable = True
+    if args.resume:
+        cfg.resume = True
+        cfg.load_from = None if args.resume == 'auto' else args.resume
+    Runner.from_cfg(cfg).train()
+
+
+if __name__ == '__main__':
+    main()
