@@ -41,8 +41,8 @@ def load_config(args: argparse.Namespace, splits: tuple[str, ...]) -> Config:
             set_data_root(cfg, args.data_root)
         cfg.merge_from_dict(args.cfg_options)
         check_dataset_paths(cfg, splits)
-    except (FileNotFoundError, KeyError) as error:
-        raise SystemExit(f'error: {error.args[0]}') from error
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(f'error: {error}') from error
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(args.config).stem)
     prepare_cpu_distributed(cfg)

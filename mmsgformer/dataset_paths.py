@@ -10,10 +10,10 @@ def set_data_root(cfg: Config, data_root: str) -> None:
     """Point every path of the config that lies under its `data_root` to another folder, in place.
 
     Raises:
-        KeyError: The config has no `data_root`.
+        ValueError: The config has no `data_root`.
     """
     if 'data_root' not in cfg:
-        raise KeyError(f"{cfg.filename} has no `data_root`; set its data sets' paths with --cfg-options")
+        raise ValueError(f"{cfg.filename} has no `data_root`; set its data sets' paths with --cfg-options")
     old, new = cfg.data_root, data_root.rstrip('/') + '/'
 
     def replace(node: dict | list) -> None:

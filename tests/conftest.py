@@ -1,6 +1,7 @@
 """Shared fixtures: real photos, the synthetic data set, the golden formula, the tiny architecture."""
 
 import os
+import socket
 import subprocess
 import sys
 import zlib
@@ -55,16 +56,34 @@ def photos() -> Path:
 
 
 @pytest.fixture(scope='session')
-def shapes(tmp_path_factory) -> Path:
+def run_tool():
+    """Run a script of tools/ as a user would, from the checkout; its output is captured, not judged."""
+
+    def run(name: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        program = ['bash'] if name.endswith('.sh') else [sys.executable]
+        command = [*program, f'tools/{name}', *map(str, arguments)]
+        env = {**os.environ, 'PYTHON': sys.executable, **environment}
+        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+
+    return run
+
+
+@pytest.fixture(scope='session')
+def shapes(tmp_path_factory, run_tool) -> Path:
     """A small synthetic data set, written by its tool."""
     out = tmp_path_factory.mktemp('shapes')
-    run_tool('make_shapes.py', out, '--train', 16, '--val', 4)
+    result = run_tool('make_shapes.py', out, '--train', 16, '--val', 4)
+    assert result.returncode == 0, result.stderr
     return out
 
 
-def run_tool(name: str, *args: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a script of tools/ as a user would, from the checkout; its output is captured, not judged."""
-    program = ['bash'] if name.endswith('.sh') else [sys.executable]
-    command = [*program, f'tools/{name}', *(str(arg) for arg in args)]
-    env = {**os.environ, 'PYTHON': sys.executable, **environment}
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
+@pytest.fixture(scope='session')
+def free_port():
+    """A function that returns a port (as text) on which nothing listens."""
+
+    def find() -> str:
+        with socket.socket() as probe:
+            probe.bind(('127.0.0.1', 0))
+            return str(probe.getsockname()[1])
+
+    return find

@@ -61,7 +61,7 @@ def show_progress(work_dir: Path | None, shown: int) -> int:
     if work_dir is None:
         return 0
     scalars = read_scalars(work_dir)
-    for i, entry in enumerate(scalars[shown:], shown):
+    for entry in scalars[shown:]:
         if 'loss' in entry and entry['iter'] % 50 == 0:
             console.print(
                 f'  iteration {entry["iter"]:4d}   loss {entry["loss"]:.3f}   {entry["time"]:.2f} s each'

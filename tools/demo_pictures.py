@@ -54,7 +54,9 @@ def _paint(ax: Axes, image: np.ndarray, masks: list[tuple[int, np.ndarray]], alp
 
 def _box(ax: Axes, kind: int, x: float, y: float, width: float, height: float, text: str = '') -> None:
     ax.add_patch(Rectangle((x, y), width, height, fill=False, color=COLORS[kind], linewidth=1.5))
-    ax.text(x, y - 1, text, color='white', fontsize=7, backgroundcolor=(0, 0, 0, 0.5), va='bottom')
+    if text:
+        background = {'facecolor': 'black', 'alpha': 0.6, 'pad': 1, 'linewidth': 0}
+        ax.text(max(x, 0) + 2, max(y, 0) + 2, text, color='white', fontsize=7, va='top', bbox=background)
 
 
 def _read_image(path: Path) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Train the model of a config: detection, segmentation or classification, whatever the config says."""
 
+from mmengine.device import get_device
 from mmengine.runner import Runner
 
 from mmsgformer.cli import base_parser, load_config
@@ -23,6 +24,8 @@ def main() -> None:
     args = parser.parse_args()
     cfg = load_config(args, splits=('train', 'val'))
     if args.amp:
+        if get_device() == 'cpu':
+            parser.error('--amp needs a GPU: MMEngine has no mixed-precision training on CPU')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.loss_scale = 'dynamic'
     if args.auto_scale_lr:

@@ -49,4 +49,5 @@ param_scheduler = [
     dict(type='CosineAnnealingLR', eta_min=0, by_epoch=False, begin=50, end=400),
 ]
 optim_wrapper = dict(optimizer=dict(lr=1e-3), clip_grad=dict(max_norm=1.0))
+randomness = dict(seed=0)
 default_hooks = dict(logger=dict(interval=10))

@@ -8,7 +8,7 @@ tiny = dict(embed_dims=[32, 64, 128, 256], depths=[2, 2, 4, 1], num_heads=[2, 4,
 model = dict(
     data_preprocessor=dict(size=(128, 128)),
     backbone=dict(arch=tiny, drop_path_rate=0.0, pretrain_img_size=128),
-    decode_head=dict(in_channels=tiny['embed_dims'], channels=64, num_classes=5),
+    decode_head=dict(in_channels=tiny['embed_dims'], channels=128, dropout_ratio=0.0, num_classes=5),
     auxiliary_head=dict(in_channels=tiny['embed_dims'][2], channels=64, num_classes=5),
 )
 
@@ -32,10 +32,11 @@ train_dataloader = dict(batch_size=8, num_workers=2, dataset=dict(**shapes, pipe
 val_dataloader = dict(num_workers=2, dataset=dict(**shapes, pipeline=test_pipeline))
 test_dataloader = val_dataloader
 
-train_cfg = dict(max_iters=600, val_interval=100)
+train_cfg = dict(max_iters=400, val_interval=100)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=50),
-    dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=False, begin=50, end=600),
+    dict(type='CosineAnnealingLR', eta_min=0.0, by_epoch=False, begin=50, end=400),
 ]
-optim_wrapper = dict(optimizer=dict(lr=2e-3))
+optim_wrapper = dict(optimizer=dict(lr=1e-3), clip_grad=dict(max_norm=1.0))
+randomness = dict(seed=0)
 default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=100))

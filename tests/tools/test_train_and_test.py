@@ -1,0 +1,139 @@
+"""tools/train.py, tools/test.py and their launchers, run as a user would run them."""
+
+import json
+import os
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+
+DETECTOR = 'configs/demo/mask-rcnn_sgformer-tiny_fpn_shapes.py'
+SEGMENTER = 'configs/demo/sgformer-tiny_upernet_shapes.py'
+SHORT = {
+    DETECTOR: ['train_cfg.max_epochs=1', 'default_hooks.logger.interval=1'],
+    SEGMENTER: ['train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'default_hooks.logger.interval=1'],
+}
+LONGER = {DETECTOR: 'train_cfg.max_epochs=2', SEGMENTER: 'train_cfg.max_iters=4'}
+METRIC = {DETECTOR: 'coco/bbox_mAP_50', SEGMENTER: 'mIoU'}
+
+
+def scalars(work_dir: Path) -> list[dict]:
+    """All entries that runs in this folder logged, oldest run first."""
+    files = sorted(work_dir.glob('*/vis_data/scalars.json'))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+@pytest.mark.parametrize('config', [DETECTOR, SEGMENTER])
+def test_train_resume_and_test(run_tool, config, shapes, tmp_path):
+    """Training writes checkpoints and metrics, resuming goes on from them, testing reads them."""
+    common = ['--data-root', shapes, '--work-dir', tmp_path]
+    first = run_tool('train.py', config, *common, '--cfg-options', *SHORT[config])
+    assert first.returncode == 0, first.stderr
+    assert METRIC[config] in scalars(tmp_path)[-1]
+    iterations = [entry['iter'] for entry in scalars(tmp_path) if 'loss' in entry]
+    assert iterations == [1, 2]
+
+    options = [*SHORT[config][1:], LONGER[config]]
+    second = run_tool('train.py', config, *common, '--resume', '--cfg-options', *options)
+    assert second.returncode == 0, second.stderr
+    iterations = [entry['iter'] for entry in scalars(tmp_path) if 'loss' in entry]
+    assert iterations == [1, 2, 3, 4]
+
+    checkpoint = (tmp_path / 'last_checkpoint').read_text()
+    show, out = tmp_path / 'pictures', tmp_path / 'predictions.pkl'
+    tested = run_tool('test.py', config, checkpoint, *common, '--show-dir', show, '--out', out)
+    assert tested.returncode == 0, tested.stderr
+    metrics = json.loads(max(tmp_path.glob('*/*.json'), key=os.path.getmtime).read_text())
+    assert METRIC[config] in metrics
+    assert out.exists()
+    assert len(list(show.rglob('*.png'))) == 4
+
+
+@pytest.mark.parametrize('config', [DETECTOR, SEGMENTER])
+def test_two_processes_train_and_test_on_cpu(run_tool, config, shapes, tmp_path, free_port):
+    common = ['--data-root', shapes, '--work-dir', tmp_path]
+    options = ['--cfg-options', *SHORT[config], 'train_dataloader.batch_size=4']
+    trained = run_tool('dist_train.sh', config, 2, *common, *options, PORT=free_port())
+    assert trained.returncode == 0, trained.stderr
+    assert METRIC[config] in scalars(tmp_path)[-1]
+    # 16 images in two processes of 4 images each: two iterations.
+    assert [entry['iter'] for entry in scalars(tmp_path) if 'loss' in entry] == [1, 2]
+    checkpoint = (tmp_path / 'last_checkpoint').read_text()
+    tested = run_tool('dist_test.sh', config, checkpoint, 2, *common, PORT=free_port())
+    assert tested.returncode == 0, tested.stderr
+
+
+@pytest.mark.parametrize('script', ['slurm_train.sh', 'slurm_test.sh'])
+@pytest.mark.parametrize('gpus_per_node', [0, 4])
+def test_slurm_scripts_start_ordinary_distributed_runs(run_tool, script, gpus_per_node, shapes, tmp_path):
+    """A dry run: a stand-in for srun notes its arguments and runs one task with SLURM's variables."""
+    for name, body in {
+        'srun': 'printf "%s\\n" "$@" >"$NOTES"; while [ "$1" != bash ]; do shift; done; exec "$@"',
+        'scontrol': 'echo localhost; echo node2',
+        'fake_python': 'printf "%s\\n" "$@"; env | grep -E "^(RANK|WORLD_SIZE|LOCAL_RANK|MASTER)"',
+    }.items():
+        program = tmp_path / name
+        program.write_text(f'#!/usr/bin/env bash\n{body}\n')
+        program.chmod(program.stat().st_mode | stat.S_IEXEC)
+    environment = {
+        'PATH': f'{tmp_path}:{os.environ["PATH"]}',
+        'NOTES': str(tmp_path / 'notes'),
+        'PYTHON': str(tmp_path / 'fake_python'),
+        'GPUS': '8',
+        'GPUS_PER_NODE': str(gpus_per_node),
+        'SRUN_ARGS': '--time=1:00:00 --exclusive',
+        'SLURM_PROCID': '5',
+        'SLURM_NTASKS': '8',
+        'SLURM_LOCALID': '1',
+        'SLURM_JOB_ID': '41234',
+        'SLURM_JOB_NODELIST': 'node[1-2]',
+    }
+    result = run_tool(
+        script, 'gpu', 'my job', SEGMENTER, tmp_path / 'x', '--cfg-options', 'a="[1, 2]"', **environment
+    )
+    assert result.returncode == 0, result.stderr
+    notes = (tmp_path / 'notes').read_text().splitlines()
+    assert {'--partition=gpu', '--job-name=my job', '--ntasks=8', '--time=1:00:00', '--exclusive'} <= set(
+        notes
+    )
+    assert ('--gres=gpu:4' in notes) == ('--ntasks-per-node=4' in notes) == (gpus_per_node == 4)
+    lines = result.stdout.splitlines()
+    assert {'RANK=5', 'WORLD_SIZE=8', 'LOCAL_RANK=1', 'MASTER_ADDR=localhost', 'MASTER_PORT=21234'} <= set(
+        lines
+    )
+    assert {SEGMENTER, str(tmp_path / 'x'), '--launcher', 'pytorch', 'a="[1, 2]"'} <= set(lines)
+
+
+@pytest.mark.parametrize('script', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh', 'slurm_test.sh'])
+def test_launchers_say_how_they_are_used(run_tool, script):
+    result = run_tool(script)
+    assert result.returncode == 2
+    assert f'tools/{script} ' in result.stderr
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['no_such_config.py'], 'no_such_config.py'),
+        (
+            [DETECTOR, '--data-root', '/no/such/folder'],
+            '/no/such/folder/annotations/instances_train2017.json',
+        ),
+        ([SEGMENTER, '--data-root', '/no/such/folder'], '/no/such/folder/images/training'),
+        ([DETECTOR], '--data-root'),
+    ],
+)
+def test_bad_input_ends_before_a_model_is_built(run_tool, arguments, message, tmp_path):
+    result = run_tool('train.py', *arguments, '--work-dir', tmp_path / 'work')
+    assert result.returncode != 0
+    assert message in result.stderr
+    assert 'Traceback' not in result.stderr
+    assert not (tmp_path / 'work').exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='it is an error on CPU only')
+def test_amp_without_a_gpu_is_refused(run_tool, shapes, tmp_path):
+    result = run_tool('train.py', SEGMENTER, '--data-root', shapes, '--work-dir', tmp_path / 'work', '--amp')
+    assert result.returncode == 2
+    assert '--amp needs a GPU' in result.stderr
