@@ -1,5 +1,6 @@
 """The configs: they parse, build, inherit, and hold the recipes."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,12 @@ def test_no_weight_decay_on_norms_biases_and_position_embedding(path):
         for name, parameter in module.named_parameters(recurse=False):
             exempt = isinstance(module, norms) or name in ('bias', 'pos_embed')
             assert (id(parameter) in decayed) != exempt, f'{prefix}.{name}'
+
+
+def test_swap_into_an_mmdet_config(tmp_path):
+    """The README's example, as it stands there."""
+    (example,) = re.findall(r'```python\n(_base_ = .*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
+    config = tmp_path / 'swapped.py'
+    config.write_text(example)
+    cfg = Config.fromfile(config)
+    assert type(build(cfg).backbone).__name__ == 'SGFormer'

@@ -44,7 +44,9 @@ def test_random_sizes(model, sizes):
         assert all(map(torch.equal, (*outs, grad), (*again, grad_again))), (height, width)
 
 
-@pytest.mark.parametrize(('height', 'width'), [*EDGE_SIZES, *RANDOM_SIZES[:8]])
+@pytest.mark.parametrize(
+    ('height', 'width'), [size for size in EDGE_SIZES + RANDOM_SIZES[:16] if max(size) < 400]
+)
 def test_a_batch_gives_what_its_images_give_one_by_one(tiny, height, width):
     torch.manual_seed(0)
     model = SGFormer(tiny).double().eval()
