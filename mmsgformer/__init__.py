@@ -6,7 +6,9 @@ find it under `dict(type='SGFormer', arch='s')`.
 
 try:
     import mmengine  # noqa: F401
-except ImportError as error:
+except ModuleNotFoundError as error:
+    if error.name != 'mmengine':
+        raise
     raise ImportError(
         'mmsgformer needs MMEngine: '
         '`pip install onedl-mmengine` (the maintained fork) or `pip install mmengine`'

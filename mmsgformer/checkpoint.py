@@ -28,6 +28,8 @@ _ATTENTION = {
     },
     'full': {'q': ('qkv', (0,)), 'kv': ('qkv', (1, 2))},
 }
+# How many chunks of rows our stacked layers have.
+_NUM_CHUNKS = {'local_qkv': 3, 'kv': 4, 'qkv': 3}
 _RENAMES = {
     'patch_embed1.conv.0.c.': 'stem.conv1.',
     'patch_embed1.conv.0.bn.': 'stem.norm1.',
@@ -52,14 +54,21 @@ def official_to_ours(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Returns:
         The same values under our names; projections of one input are stacked along their rows.
+
+    Raises:
+        KeyError: Of tensors that are stacked, some are there and some are not.
     """
     chunks: dict[str, dict[int, Tensor]] = {}
     for name, tensor in state_dict.items():
         if name.startswith('head.'):
             continue
         ours, places = _locate(name)
-        rows = chunks.setdefault(ours, {})
-        rows.update(zip(places, tensor.chunk(len(places)) if len(places) > 1 else [tensor], strict=True))
+        rows = tensor.chunk(len(places)) if len(places) > 1 else [tensor]
+        chunks.setdefault(ours, {}).update(zip(places, rows, strict=True))
+    for ours, rows in chunks.items():
+        expected = _NUM_CHUNKS.get(ours.split('.')[-2] if '.attn.' in ours else '', 1)
+        if len(rows) < expected:
+            raise KeyError(f'{ours} is made of several official tensors, of which some are missing')
     return {
         name: torch.cat([rows[place] for place in sorted(rows)]) if len(rows) > 1 else rows[0]
         for name, rows in chunks.items()

@@ -29,10 +29,16 @@ def base_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def load_config(args: argparse.Namespace, splits: tuple[str, ...]) -> Config:
+def load_config(args: argparse.Namespace, splits: tuple[str, ...], checkpoint: str | None = None) -> Config:
     """The config that the arguments describe, its paths checked, ready for a Runner.
 
-    Exits with a message that names the path and the option if the config or its data does not exist.
+    Args:
+        args: Parsed arguments of `base_parser`.
+        splits: The splits that will be used, of 'train', 'val', 'test'.
+        checkpoint: A checkpoint that will be read, None for none.
+
+    Exits with a message that names the path and the option if the config, its data or the checkpoint does
+    not exist.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     try:
@@ -41,9 +47,11 @@ def load_config(args: argparse.Namespace, splits: tuple[str, ...]) -> Config:
             set_data_root(cfg, args.data_root)
         cfg.merge_from_dict(args.cfg_options)
         check_dataset_paths(cfg, splits)
+        if checkpoint and '://' not in checkpoint and not Path(checkpoint).is_file():
+            raise FileNotFoundError(f'the checkpoint {checkpoint} does not exist')
+        cfg.launcher = args.launcher
+        prepare_cpu_distributed(cfg)
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f'error: {error}') from error
-    cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(args.config).stem)
-    prepare_cpu_distributed(cfg)
     return cfg

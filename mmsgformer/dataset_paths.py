@@ -1,5 +1,6 @@
 """Where a config's data lies: move it elsewhere, and check that it is there before anything is built."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,25 +13,27 @@ def set_data_root(cfg: Config, data_root: str) -> None:
     Raises:
         ValueError: The config has no `data_root`.
     """
-    if 'data_root' not in cfg:
+    if not cfg.get('data_root'):
         raise ValueError(f"{cfg.filename} has no `data_root`; set its data sets' paths with --cfg-options")
-    old, new = cfg.data_root, data_root.rstrip('/') + '/'
+    old, new = cfg.data_root.rstrip('/'), data_root.rstrip('/')
 
-    def replace(node: dict | list) -> None:
-        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
-            if isinstance(value, str) and value.startswith(old):
-                node[key] = new + value[len(old) :].lstrip('/')
-            elif isinstance(value, (dict, list)):
-                replace(value)
+    def moved(node: object) -> object:
+        if isinstance(node, dict):
+            return {key: moved(value) for key, value in node.items()}
+        if isinstance(node, (list, tuple)):
+            return type(node)(moved(value) for value in node)
+        if isinstance(node, str) and (node == old or node.startswith(f'{old}/')):
+            return new + node[len(old) :]
+        return node
 
     for name in list(cfg):
-        if isinstance(cfg[name], (dict, list)):
-            replace(cfg[name])
-    cfg.data_root = new
+        cfg[name] = moved(cfg[name])
 
 
 def check_dataset_paths(cfg: Config, splits: tuple[str, ...]) -> None:
     """Check that the annotation files and image folders of these splits exist.
+
+    Paths that are not on the local disk (a URL, a data set with another file backend) are passed over.
 
     Args:
         cfg: A config with `{split}_dataloader` and perhaps `{split}_evaluator`.
@@ -40,14 +43,14 @@ def check_dataset_paths(cfg: Config, splits: tuple[str, ...]) -> None:
         FileNotFoundError: Names the first path that does not exist and the options that set it.
     """
     for split in splits:
-        loader = cfg.get(f'{split}_dataloader')
-        paths = list(_dataset_paths(loader['dataset'], f'{split}_dataloader.dataset')) if loader else []
-        evaluators = cfg.get(f'{split}_evaluator') or []
-        for evaluator in evaluators if isinstance(evaluators, list) else [evaluators]:
-            if evaluator.get('ann_file'):
-                paths.append((f'{split}_evaluator.ann_file', evaluator['ann_file']))
+        paths = []
+        if cfg.get(f'{split}_dataloader'):
+            option = f'{split}_dataloader.dataset'
+            paths += _dataset_paths(cfg[f'{split}_dataloader']['dataset'], option)
+        if cfg.get(f'{split}_evaluator'):
+            paths += _evaluator_paths(cfg[f'{split}_evaluator'], f'{split}_evaluator')
         for option, path in paths:
-            if '://' not in path and not Path(path).exists():
+            if '://' not in path and not Path(path).expanduser().exists():
                 raise FileNotFoundError(
                     f'{path} does not exist ({option}). Give the folder of the data set with --data-root, '
                     f'or this path with --cfg-options {option}=...'
@@ -60,12 +63,27 @@ def _dataset_paths(dataset: dict, option: str) -> Iterator[tuple[str, str]]:
         yield from _dataset_paths(dataset['dataset'], f'{option}.dataset')
     for i, inner in enumerate(dataset.get('datasets', [])):
         yield from _dataset_paths(inner, f'{option}.datasets.{i}')
-    root = Path(dataset.get('data_root') or '')
-    if dataset.get('ann_file'):
-        yield f'{option}.ann_file', str(root / dataset['ann_file'])
+    if (dataset.get('backend_args') or {}).get('backend', 'local') != 'local':
+        return
+    root = dataset.get('data_root') or ''
+    if root:
+        yield f'{option}.data_root', root
     prefixes = dataset.get('data_prefix') or {}
-    if isinstance(prefixes, str):
-        yield f'{option}.data_prefix', str(root / prefixes)
-    else:
-        for key, prefix in prefixes.items():
-            yield f'{option}.data_prefix.{key}', str(root / prefix)
+    prefixes = prefixes if isinstance(prefixes, dict) else {'': prefixes}
+    options = {f'{option}.ann_file': dataset.get('ann_file')}
+    options |= {f'{option}.data_prefix.{key}'.rstrip('.'): prefix for key, prefix in prefixes.items()}
+    for name, value in options.items():
+        for path in value if isinstance(value, (list, tuple)) else [value]:
+            if path:
+                yield name, os.path.join(root, path)
+
+
+def _evaluator_paths(evaluator: dict | list | tuple, option: str) -> Iterator[tuple[str, str]]:
+    """(option that sets it, path) for the annotation file of every metric."""
+    if isinstance(evaluator, (list, tuple)):
+        for i, inner in enumerate(evaluator):
+            yield from _evaluator_paths(inner, f'{option}.{i}')
+    elif (
+        evaluator.get('ann_file') and (evaluator.get('backend_args') or {}).get('backend', 'local') == 'local'
+    ):
+        yield f'{option}.ann_file', evaluator['ann_file']

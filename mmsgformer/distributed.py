@@ -1,6 +1,7 @@
 """Distributed runs on machines without a GPU, which MMEngine's own launcher cannot start."""
 
-import torch
+import os
+
 import torch.distributed
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
@@ -12,20 +13,30 @@ def prepare_cpu_distributed(cfg: Config) -> None:
 
     MMEngine's launcher sets a CUDA device and hands DDP one, and SyncBN has no CPU kernel. So the gloo
     process group is initialised here, from the variables that torchrun sets (MMEngine then keeps it), DDP
-    gets no device and SyncBN becomes BN. With an accelerator, or without a launcher, nothing changes.
+    gets no device, and SyncBN becomes BN, whose statistics are the first process's in every step. With an
+    accelerator, or without a launcher, nothing changes.
+
+    Raises:
+        ValueError: The process was not started by torchrun or a script that sets the same variables.
     """
     if cfg.get('launcher', 'none') == 'none' or get_device() != 'cpu':
         return
     if not torch.distributed.is_initialized():
+        if not {'RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'} <= set(os.environ):
+            raise ValueError(
+                f'--launcher {cfg.launcher} on CPU needs the variables of torchrun (RANK, WORLD_SIZE, ...); '
+                'start it with tools/dist_train.sh, tools/dist_test.sh or their slurm_* counterparts'
+            )
         torch.distributed.init_process_group('gloo')
-    cfg.model_wrapper_cfg = dict(
-        type='MMDistributedDataParallel',
-        device_ids=None,
-        broadcast_buffers=False,
-        find_unused_parameters=cfg.get('find_unused_parameters', False),
-    )
+    if 'model_wrapper_cfg' not in cfg:
+        cfg.model_wrapper_cfg = dict(
+            type='MMDistributedDataParallel',
+            device_ids=None,
+            broadcast_buffers=True,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        )
     if _replace_sync_bn(cfg.model):
-        print_log('No GPU: SyncBN does not run on CPU and becomes BN (statistics per process)', 'current')
+        print_log('No GPU: SyncBN does not run on CPU and becomes BN', 'current')
 
 
 def _replace_sync_bn(node: ConfigDict | list) -> int:

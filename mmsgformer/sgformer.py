@@ -60,7 +60,7 @@ def sincos_position_embedding(height: int, width: int, dim: int) -> Tensor:
 
 
 class Stem(nn.Module):
-    """Stride-4 stem of three 3x3 convolutions: image (B, 3, H, W) -> map (B, ceil(H/4), ceil(W/4), C)."""
+    """Stride-4 stem of three 3x3 convolutions: image (B, c, H, W) -> map (B, ceil(H/4), ceil(W/4), C)."""
 
     def __init__(self, in_channels: int, dim: int) -> None:
         super().__init__()
@@ -231,21 +231,15 @@ class SGFormer(BaseModule):
             raise ValueError(f'in_channels must be a positive integer, got {in_channels!r}')
         self.in_channels = in_channels
         self.out_indices = _check_out_indices(out_indices)
-        if frozen_stages not in range(-1, NUM_STAGES + 1):
+        if not isinstance(frozen_stages, int) or frozen_stages not in range(-1, NUM_STAGES + 1):
             raise ValueError(f'frozen_stages must be in -1..{NUM_STAGES}, got {frozen_stages!r}')
         self.frozen_stages = frozen_stages
         self.norm_eval = norm_eval
         for name, rate in [('drop', drop_rate), ('attn_drop', attn_drop_rate), ('drop_path', drop_path_rate)]:
-            if not 0.0 <= rate < 1.0:
+            if not isinstance(rate, (int, float)) or not 0.0 <= rate < 1.0:
                 raise ValueError(f'{name}_rate must be in [0, 1), got {rate!r}')
 
-        size = (pretrain_img_size,) * 2 if isinstance(pretrain_img_size, int) else tuple(pretrain_img_size)
-        if len(size) != 2 or min(size) < MIN_SIZE:
-            raise ValueError(
-                'pretrain_img_size must be one number or (H, W), '
-                f'at least {MIN_SIZE}, got {pretrain_img_size!r}'
-            )
-        self.pretrain_grid = tuple(-(-side // STRIDES[0]) for side in size)
+        self.pretrain_grid = tuple(-(-side // STRIDES[0]) for side in _check_image_size(pretrain_img_size))
         self.stem = Stem(in_channels, self.embed_dims[0])
         self.pos_embed = nn.Parameter(sincos_position_embedding(*self.pretrain_grid, self.embed_dims[0]))
         self.pos_drop = nn.Dropout(drop_rate)
@@ -274,10 +268,14 @@ class SGFormer(BaseModule):
                 f'SGFormer takes images (B, {self.in_channels}, H, W) with H, W >= {MIN_SIZE}, '
                 f'got shape {tuple(x.shape)}; resize or pad smaller images, set in_channels for other inputs'
             )
+        if not x.is_floating_point():
+            raise TypeError(f'SGFormer takes normalised floating-point images, got {x.dtype}')
         x = self.stem(x)
         x = self.pos_drop(x + self._position_embedding(*x.shape[1:3]).to(x.dtype))
         outs = {}
-        for i, stage in enumerate(self.stages[: max(self.out_indices) + 1]):
+        for i, stage in enumerate(self.stages):
+            if i > max(self.out_indices):
+                break
             x = stage(x)
             if i in self.out_indices:
                 # Contiguous, since mmcv's RoIAlign misreads channels-last maps (open-mmlab/mmcv#2203).
@@ -364,8 +362,29 @@ def _resolve_arch(arch: str | dict) -> tuple[tuple[int, ...], ...]:
     return dims, depths, heads
 
 
+def _check_image_size(size: int | Sequence[int]) -> tuple[int, int]:
+    """One number or (H, W) -> (H, W), at least `MIN_SIZE` each."""
+    pair = (size, size) if isinstance(size, int) else size
+    if (
+        not isinstance(pair, (list, tuple))
+        or len(pair) != 2
+        or not all(isinstance(side, int) and side >= MIN_SIZE for side in pair)
+    ):
+        raise ValueError(
+            f'pretrain_img_size must be one integer or (H, W), at least {MIN_SIZE}, got {size!r}'
+        )
+    return tuple(pair)
+
+
 def _check_out_indices(out_indices: Sequence[int]) -> tuple[int, ...]:
-    indices = tuple(out_indices)
-    if not indices or len(set(indices)) < len(indices) or not all(i in range(NUM_STAGES) for i in indices):
-        raise ValueError(f'out_indices must be distinct stages in 0..{NUM_STAGES - 1}, got {out_indices!r}')
-    return indices
+    """Distinct stages, in the order given."""
+    if (
+        not isinstance(out_indices, (list, tuple))
+        or not out_indices
+        or len(set(out_indices)) < len(out_indices)
+        or not all(isinstance(i, int) and i in range(NUM_STAGES) for i in out_indices)
+    ):
+        raise ValueError(
+            f'out_indices must be a list of distinct stages in 0..{NUM_STAGES - 1}, got {out_indices!r}'
+        )
+    return tuple(out_indices)

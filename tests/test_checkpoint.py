@@ -29,3 +29,14 @@ def test_mapping_is_pure_and_keeps_every_value(tiny, draw_golden):
     assert all(torch.equal(before[key], value) for key, value in official.items())
     values = torch.cat([v.flatten() for k, v in official.items() if not k.startswith('head.')])
     assert torch.equal(torch.cat([v.flatten() for v in mapped.values()]).sort().values, values.sort().values)
+
+
+@pytest.mark.parametrize(
+    'missing', ['block1.0.attn.q2.bias', 'block1.1.attn.kv2.weight', 'block4.0.attn.q.weight']
+)
+def test_a_missing_part_of_a_stacked_layer_is_an_error(missing):
+    keys = json.loads((GOLDEN / 'official_keys_tiny.json').read_text())
+    official = {key: torch.zeros(shape) for key, shape in keys.items() if key != missing}
+    stage, block = int(missing[5]) - 1, missing[7]
+    with pytest.raises(KeyError, match=rf'stages\.{stage}\.blocks\.{block}\.attn'):
+        official_to_ours(official)

@@ -56,14 +56,49 @@ def test_paths_inside_wrapped_data_sets_are_checked(tmp_path):
         check_dataset_paths(cfg, SPLITS)
 
 
-def test_an_evaluators_annotations_are_checked(shapes):
-    cfg = Config.fromfile(COCO)
-    set_data_root(cfg, str(shapes))
-    cfg.val_evaluator.ann_file = 'nowhere.json'
-    with pytest.raises(FileNotFoundError, match=r'nowhere\.json .*val_evaluator\.ann_file'):
+@pytest.mark.parametrize(
+    ('evaluator', 'option'),
+    [
+        ({'ann_file': 'nowhere.json'}, 'val_evaluator.ann_file'),
+        ([{'type': 'A'}, {'ann_file': 'nowhere.json'}], 'val_evaluator.1.ann_file'),
+    ],
+)
+def test_an_evaluators_annotations_are_checked(evaluator, option):
+    with pytest.raises(FileNotFoundError, match=rf'nowhere\.json .*{option}'):
+        check_dataset_paths(Config({'val_evaluator': evaluator}), SPLITS)
+
+
+@pytest.mark.parametrize(
+    'dataset',
+    [
+        {'data_root': 's3://bucket/coco', 'ann_file': 'a.json'},
+        {'data_root': '/no/such', 'ann_file': 'a.json', 'backend_args': {'backend': 'petrel'}},
+        {'ann_file': '', 'data_prefix': {'img': None}},
+        {'data_root': '~'},
+        {'data_root': '/', 'ann_file': ['tmp', 'dev/null'], 'data_prefix': 'tmp'},
+    ],
+)
+def test_what_is_not_a_missing_local_path_passes(dataset):
+    check_dataset_paths(Config({'train_dataloader': {'dataset': dataset}}), SPLITS)
+
+
+def test_a_root_alone_is_checked():
+    cfg = Config(
+        {'test_dataloader': {'dataset': {'type': 'ImageNet', 'data_root': '/no/such', 'split': 'val'}}}
+    )
+    with pytest.raises(FileNotFoundError, match=r'/no/such .*test_dataloader\.dataset\.data_root'):
         check_dataset_paths(cfg, SPLITS)
 
 
-def test_no_data_root_to_replace():
+@pytest.mark.parametrize('root', [None, ''])
+def test_no_data_root_to_replace(root):
     with pytest.raises(ValueError, match='--cfg-options'):
-        set_data_root(Config({'model': {}}), '/data')
+        set_data_root(Config({'data_root': root, 'model': {'type': 'A'}}), '/data')
+
+
+def test_data_root_moves_whole_folders_only():
+    cfg = Config(
+        {'data_root': 'data/coco/', 'a': 'data/coco_panoptic/x', 'b': ['data/coco', {'c': 'data/coco/y'}]}
+    )
+    set_data_root(cfg, '/d/')
+    assert cfg.to_dict() == {'data_root': '/d/', 'a': 'data/coco_panoptic/x', 'b': ['/d', {'c': '/d/y'}]}

@@ -29,7 +29,8 @@ def config(launcher: str) -> Config:
     )
 
 
-def test_cpu_run_gets_gloo_no_device_ids_and_bn(single_process_group):
+def test_cpu_run_gets_gloo_no_device_ids_and_bn(monkeypatch, single_process_group):
+    monkeypatch.setattr('mmsgformer.distributed.get_device', lambda: 'cpu')
     cfg = config('pytorch')
     prepare_cpu_distributed(cfg)
     assert torch.distributed.get_backend() == 'gloo'
@@ -51,3 +52,10 @@ def test_nothing_changes_with_a_gpu(monkeypatch):
     before = cfg.to_dict()
     prepare_cpu_distributed(cfg)
     assert cfg.to_dict() == before
+
+
+def test_a_process_that_no_launcher_started_says_so(monkeypatch):
+    monkeypatch.setattr('mmsgformer.distributed.get_device', lambda: 'cpu')
+    monkeypatch.delenv('RANK', raising=False)
+    with pytest.raises(ValueError, match=r'tools/dist_train\.sh'):
+        prepare_cpu_distributed(config('slurm'))

@@ -1,5 +1,6 @@
 """The demo's pictures: predictions beside ground truth, loss and metric curves."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,7 +66,8 @@ def _read_image(path: Path) -> np.ndarray:
 
 def draw_detections(data: Path, predictions: Path, out: Path) -> Path:
     """Boxes and masks of the first held-out images: the annotations and what the detector says."""
-    coco = COCO(str(data / 'annotations' / 'instances_val2017.json'))
+    with contextlib.redirect_stdout(None):  # pycocotools reports its progress there
+        coco = COCO(str(data / 'annotations' / 'instances_val2017.json'))
     fig, axes = _sheet(f'Detection on held-out images (score >= {SCORE_THRESHOLD})')
     samples = sorted(mmengine.load(predictions), key=lambda sample: sample['img_id'])
     for column, sample in zip(axes.T, samples, strict=False):

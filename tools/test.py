@@ -12,16 +12,21 @@ def main() -> None:
     parser.add_argument('--out', help='dump the predictions to this .pkl file')
     parser.add_argument('--show-dir', help='save pictures of ground truth and predictions to this folder')
     args = parser.parse_args()
-    cfg = load_config(args, splits=('test',))
+    if args.out and not args.out.endswith(('.pkl', '.pickle')):
+        parser.error(f'--out must end in .pkl or .pickle, got {args.out}')
+    cfg = load_config(args, splits=('test',), checkpoint=args.checkpoint)
     cfg.load_from = args.checkpoint
     if args.show_dir:
-        cfg.default_hooks.visualization.draw = True
+        if 'visualization' not in cfg.get('default_hooks', {}):
+            parser.error(f'--show-dir: {args.config} has no default_hooks.visualization')
+        # mmdet's and mmseg's hooks are switched on by `draw`, mmpretrain's by `enable`.
+        switch = 'enable' if cfg.default_hooks.visualization.type == 'VisualizationHook' else 'draw'
+        cfg.default_hooks.visualization[switch] = True
         cfg.visualizer.save_dir = args.show_dir
     if args.out:
-        if not args.out.endswith(('.pkl', '.pickle')):
-            parser.error(f'--out must end in .pkl or .pickle, got {args.out}')
         dump = 'DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults'
-        cfg.test_evaluator = [cfg.test_evaluator, dict(type=dump, out_file_path=args.out)]
+        metrics = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+        cfg.test_evaluator = [*metrics, dict(type=dump, out_file_path=args.out)]
     Runner.from_cfg(cfg).test()
 
 

@@ -22,7 +22,8 @@ def main() -> None:
         help="scale the learning rate from the config's base batch size to the actual one",
     )
     args = parser.parse_args()
-    cfg = load_config(args, splits=('train', 'val'))
+    resume_from = None if args.resume == 'auto' else args.resume
+    cfg = load_config(args, splits=('train', 'val'), checkpoint=resume_from)
     if args.amp:
         if get_device() == 'cpu':
             parser.error('--amp needs a GPU: MMEngine has no mixed-precision training on CPU')
@@ -34,7 +35,7 @@ def main() -> None:
         cfg.auto_scale_lr.enable = True
     if args.resume:
         cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+        cfg.load_from = resume_from
     Runner.from_cfg(cfg).train()
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Elements of the softmax matrix that are held at once: 64 MiB in float32.
+# Elements of the softmax matrix that are computed at once: 64 MiB in float32, a few times over.
 _CHUNK_ELEMENTS = 1 << 24
 
 

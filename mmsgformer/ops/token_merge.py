@@ -36,7 +36,7 @@ def merge_tokens(
     order = significance.argsort(dim=1, stable=True)
     # One gather for all parts, on the flattened batch: index_select is the fastest gather on CPU.
     index = order[:, torch.cat(runs)] + torch.arange(batch, device=tokens.device)[:, None] * num_tokens
-    picked = tokens.flatten(0, 1).index_select(0, index.flatten()).view(batch, -1, channels)
+    picked = tokens.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, channels)
     merged = []
     for part, weight, bias in zip(picked.split([len(r) for r in runs], dim=1), weights, biases, strict=True):
         part = part.unflatten(1, (-1, len(weight)))  # (B, m, g, C)

@@ -54,13 +54,16 @@ def test_train_resume_and_test(run_tool, config, shapes, tmp_path):
 def test_two_processes_train_and_test_on_cpu(run_tool, config, shapes, tmp_path, free_port):
     common = ['--data-root', shapes, '--work-dir', tmp_path]
     options = ['--cfg-options', *SHORT[config], 'train_dataloader.batch_size=4']
-    trained = run_tool('dist_train.sh', config, 2, *common, *options, PORT=free_port())
+    on_cpu = {'PORT': free_port(), 'CUDA_VISIBLE_DEVICES': ''}
+    trained = run_tool('dist_train.sh', config, 2, *common, '--auto-scale-lr', *options, **on_cpu)
     assert trained.returncode == 0, trained.stderr
+    # 8 images per step, half of what the recipes assume.
+    assert 'Scaling the original LR by 0.5.' in trained.stdout
     assert METRIC[config] in scalars(tmp_path)[-1]
     # 16 images in two processes of 4 images each: two iterations.
     assert [entry['iter'] for entry in scalars(tmp_path) if 'loss' in entry] == [1, 2]
     checkpoint = (tmp_path / 'last_checkpoint').read_text()
-    tested = run_tool('dist_test.sh', config, checkpoint, 2, *common, PORT=free_port())
+    tested = run_tool('dist_test.sh', config, checkpoint, 2, *common, **on_cpu)
     assert tested.returncode == 0, tested.stderr
 
 
@@ -116,16 +119,15 @@ def test_launchers_say_how_they_are_used(run_tool, script):
     ('arguments', 'message'),
     [
         (['no_such_config.py'], 'no_such_config.py'),
-        (
-            [DETECTOR, '--data-root', '/no/such/folder'],
-            '/no/such/folder/annotations/instances_train2017.json',
-        ),
-        ([SEGMENTER, '--data-root', '/no/such/folder'], '/no/such/folder/images/training'),
-        ([DETECTOR], '--data-root'),
+        ([SEGMENTER, '--data-root', '/no/such/folder'], '/no/such/folder/ does not exist'),
+        ([DETECTOR, '--data-root', '/no/such/folder'], '--data-root'),
+        ([DETECTOR, '--data-root', '{shapes}', '--resume', 'none.pth'], 'none.pth does not exist'),
+        ([DETECTOR, '--data-root', '{shapes}', '--launcher', 'slurm'], 'tools/dist_train.sh'),
     ],
 )
-def test_bad_input_ends_before_a_model_is_built(run_tool, arguments, message, tmp_path):
-    result = run_tool('train.py', *arguments, '--work-dir', tmp_path / 'work')
+def test_bad_input_ends_before_a_model_is_built(run_tool, arguments, message, shapes, tmp_path):
+    arguments = [argument.replace('{shapes}', str(shapes)) for argument in arguments]
+    result = run_tool('train.py', *arguments, '--work-dir', tmp_path / 'work', CUDA_VISIBLE_DEVICES='')
     assert result.returncode != 0
     assert message in result.stderr
     assert 'Traceback' not in result.stderr
