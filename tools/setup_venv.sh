@@ -66,7 +66,7 @@ pip=("$venv/bin/python" -m pip install --disable-pip-version-check)
 step "torch (downloads 2.5 GB)" "${pip[@]}" -r requirements/torch.txt
 step "build tools" "${pip[@]}" 'setuptools>=77,<82' wheel ninja psutil
 if ! "$venv/bin/python" -c 'import sys, torch; from torch.utils.cpp_extension import CUDA_HOME
-sys.exit(torch.cuda.is_available() and CUDA_HOME is None)'; then
+sys.exit(torch.cuda.is_available() and CUDA_HOME is None)' 2>>"$log"; then
   fail "there is a GPU but no nvcc, which mmcv's CUDA operators are compiled with. Install the CUDA toolkit \
 of torch's version (python -c 'import torch; print(torch.version.cuda)'), or set up for CPU with \
 CUDA_VISIBLE_DEVICES= make setup"
