@@ -5,9 +5,14 @@ import os
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
+from mmengine.runner import CheckpointLoader
 
+from mmsgformer.checkpoint import read_checkpoint
 from mmsgformer.dataset_paths import check_dataset_paths, set_data_root
 from mmsgformer.distributed import prepare_cpu_distributed
+
+# MMEngine's own reader of local files falls back to unpickling whatever a file holds.
+CheckpointLoader.register_scheme(prefixes='', loader=read_checkpoint, force=True)
 
 
 def base_parser(description: str) -> argparse.ArgumentParser:

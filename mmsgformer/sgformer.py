@@ -13,28 +13,21 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mmsgformer.archs import NUM_STAGES, resolve_arch
 from mmsgformer.attention import (
     FullAttention,
     HybridScaleAttention,
     SelfGuidedAttention,
     conv_channels_last,
 )
+from mmsgformer.checkpoint import load_backbone
 
-NUM_STAGES = 4
 STRIDES = (4, 8, 16, 32)
 # Merge ratio r of the hybrid-scale blocks and run lengths g of the self-guided blocks, stages 1-3.
 REDUCTIONS = (8, 4, 2)
 RUN_LENGTHS = ((196, 56, 28), (49, 14, 7), (2, 1))
 MLP_RATIO = 4
 MIN_SIZE = STRIDES[-1]
-
-ARCH_KEYS = ('embed_dims', 'depths', 'num_heads')
-ARCHS = {
-    's': {'embed_dims': (64, 128, 256, 512), 'depths': (2, 4, 16, 1), 'num_heads': (2, 4, 8, 16)},
-    'm': {'embed_dims': (64, 128, 256, 512), 'depths': (2, 6, 28, 2), 'num_heads': (2, 4, 8, 16)},
-    'b': {'embed_dims': (96, 192, 384, 768), 'depths': (4, 6, 24, 2), 'num_heads': (4, 6, 12, 24)},
-}
-ARCH_ALIASES = {'small': 's', 'medium': 'm', 'base': 'b'}
 
 
 def drop_path(x: Tensor, probability: float, training: bool) -> Tensor:
@@ -203,8 +196,10 @@ class SGFormer(BaseModule):
         norm_eval: Keep norm layers in eval mode. SG-Former's norms keep no running statistics, so this
             changes no result; it is here because configs of other backbones set it.
         with_cp: Gradient checkpointing of every block: less memory, a second forward in the backward.
-        init_cfg: MMEngine's initialisation config, e.g. dict(type='Pretrained', checkpoint=...). Without
-            one the weights are drawn as the paper's code does.
+        init_cfg: MMEngine's initialisation config. dict(type='Pretrained', checkpoint=PATH) loads what
+            `mmsgformer.checkpoint.load_backbone` can: the official files as they are, and the backbone of
+            any checkpoint trained here, completely or not at all; `partial=True` takes what fits. Without
+            a config the weights are drawn as the paper's code does.
 
     Raises:
         ValueError, TypeError: An argument is out of range or of the wrong type; or, in `forward`, the
@@ -226,7 +221,7 @@ class SGFormer(BaseModule):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
-        self.embed_dims, self.depths, self.num_heads = _resolve_arch(arch)
+        self.embed_dims, self.depths, self.num_heads = resolve_arch(arch)
         if not isinstance(in_channels, int) or in_channels < 1:
             raise ValueError(f'in_channels must be a positive integer, got {in_channels!r}')
         self.in_channels = in_channels
@@ -292,6 +287,17 @@ class SGFormer(BaseModule):
         )
         return grid.permute(0, 2, 3, 1)
 
+    def init_weights(self) -> None:
+        """Load the checkpoint that `init_cfg` names, or leave the weights as they were drawn.
+
+        MMEngine's own loading of a checkpoint is not strict: a file that fits nowhere changes nothing.
+        """
+        if isinstance(self.init_cfg, dict) and self.init_cfg.get('type') == 'Pretrained':
+            load_backbone(self, self.init_cfg['checkpoint'], partial=self.init_cfg.get('partial', False))
+            self._is_init = True
+        else:
+            super().init_weights()
+
     def train(self, mode: bool = True) -> 'SGFormer':
         """Set the training mode; frozen stages stay in eval mode, and norms too with `norm_eval`."""
         super().train(mode)
@@ -326,40 +332,6 @@ def _init_layer(module: nn.Module) -> None:
         return  # norms start at 1 and 0
     if module.bias is not None:
         nn.init.zeros_(module.bias)
-
-
-def _resolve_arch(arch: str | dict) -> tuple[tuple[int, ...], ...]:
-    """A name or a dict -> checked (embed_dims, depths, num_heads), four integers each."""
-    if isinstance(arch, str):
-        name = ARCH_ALIASES.get(arch.lower(), arch.lower())
-        if name not in ARCHS:
-            names = [*ARCHS, *ARCH_ALIASES]
-            raise ValueError(f'unknown arch {arch!r}; choose from {names} or give a dict of {ARCH_KEYS}')
-        arch = ARCHS[name]
-    if not isinstance(arch, dict):
-        raise TypeError(f'arch must be a name or a dict of {ARCH_KEYS}, got {type(arch).__name__}')
-    if set(arch) != set(ARCH_KEYS):
-        missing, unknown = set(ARCH_KEYS) - set(arch), set(arch) - set(ARCH_KEYS)
-        raise ValueError(
-            f'an arch dict has exactly the keys {ARCH_KEYS}; '
-            f'missing: {sorted(missing)}, unknown: {sorted(unknown)}'
-        )
-    for key, values in arch.items():
-        if (
-            not isinstance(values, (list, tuple))
-            or len(values) != NUM_STAGES
-            or not all(isinstance(v, int) and v > 0 for v in values)
-        ):
-            raise ValueError(f'arch[{key!r}] must be {NUM_STAGES} positive integers, got {values!r}')
-    dims, depths, heads = (tuple(arch[key]) for key in ARCH_KEYS)
-    if dims[0] % 4:
-        raise ValueError(f'embed_dims[0] must be a multiple of 4 for the sin-cos embedding, got {dims[0]}')
-    for i, (dim, head) in enumerate(zip(dims, heads, strict=True)):
-        if dim % head:
-            raise ValueError(f'stage {i}: embed_dims {dim} must be a multiple of num_heads {head}')
-        if head % 2 and i < NUM_STAGES - 1:
-            raise ValueError(f'stage {i}: num_heads must be even (half global, half local), got {head}')
-    return dims, depths, heads
 
 
 def _check_image_size(size: int | Sequence[int]) -> tuple[int, int]:

@@ -139,3 +139,13 @@ def test_amp_without_a_gpu_is_refused(run_tool, shapes, tmp_path):
     result = run_tool('train.py', SEGMENTER, '--data-root', shapes, '--work-dir', tmp_path / 'work', '--amp')
     assert result.returncode == 2
     assert '--amp needs a GPU' in result.stderr
+
+
+def test_a_checkpoint_with_code_is_refused(run_tool, shapes, tmp_path):
+    """Through the tools too: MMEngine would run it after a warning."""
+    torch.save({'state_dict': {}, 'meta': Path('x'), 'more': os.getcwd}, tmp_path / 'evil.pth')
+    arguments = ['--data-root', shapes, '--work-dir', tmp_path / 'work']
+    result = run_tool('test.py', SEGMENTER, tmp_path / 'evil.pth', *arguments)
+    assert result.returncode != 0
+    assert 'getcwd' in result.stderr
+    assert 'can run code' in result.stderr
