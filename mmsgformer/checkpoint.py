@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from mmengine.fileio import get_local_path
 from mmengine.logging import HistoryBuffer, print_log
 from torch import Tensor, nn
 
@@ -117,7 +118,7 @@ def load_backbone(backbone: nn.Module, path: str | Path, partial: bool = False) 
 
     Args:
         backbone: An `SGFormer`.
-        path: A .pth or .safetensors file.
+        path: A .pth or .safetensors file, or the URL of one.
         partial: Load the tensors that fit and only report the others.
 
     Raises:
@@ -176,7 +177,7 @@ def backbone_weights(checkpoint: Mapping, path: str | Path) -> tuple[dict[str, T
 
 
 def read_checkpoint(path: str | Path, map_location: object = 'cpu') -> Mapping:
-    """The content of a .pth or .safetensors file, without running any code that the file may hold.
+    """The content of a .pth or .safetensors file or URL, without running code that it may hold.
 
     Besides tensors and plain values a .pth may hold the numpy numbers and log buffers of MMEngine's
     checkpoints. `map_location` is torch.load's; tensors of a .safetensors file come on the CPU.
@@ -184,15 +185,23 @@ def read_checkpoint(path: str | Path, map_location: object = 'cpu') -> Mapping:
     Raises:
         CheckpointError: There is no such file, it is damaged or no checkpoint, or it needs other classes.
     """
+    if '://' in str(path):
+        with get_local_path(str(path)) as local:
+            return _read_file(Path(local), str(path), map_location)
     path = Path(path).expanduser()
+    return _read_file(path, str(path), map_location)
+
+
+def _read_file(path: Path, name: str, map_location: object) -> Mapping:
+    """`read_checkpoint` for a local file that is called `name` in errors."""
     if not path.is_file():
         raise CheckpointError(
             f'{path} is {"a folder" if path.is_dir() else "not there"}; give a checkpoint file'
         )
     if path.stat().st_size == 0:
-        raise CheckpointError(f'{path} is empty')
+        raise CheckpointError(f'{name} is empty')
     try:
-        if path.suffix == '.safetensors':
+        if name.endswith('.safetensors'):
             from safetensors.torch import load_file  # optional: only users of such files need it
 
             content = load_file(path)
@@ -200,21 +209,21 @@ def read_checkpoint(path: str | Path, map_location: object = 'cpu') -> Mapping:
             with torch.serialization.safe_globals(_SAFE_GLOBALS):
                 content = torch.load(path, map_location=map_location, weights_only=True)
     except ModuleNotFoundError as error:
-        raise CheckpointError(f'{path} needs `pip install safetensors`') from error
+        raise CheckpointError(f'{name} needs `pip install safetensors`') from error
     except Exception as error:  # the readers raise many kinds for a damaged file
         unsafe = _other_globals(path) if isinstance(error, pickle.UnpicklingError) else []
         if unsafe:
             raise CheckpointError(
-                f'{path} was not loaded: besides tensors it holds {", ".join(unsafe)}, and loading those can '
+                f'{name} was not loaded: besides tensors it holds {", ".join(unsafe)}, and loading those can '
                 'run code. If you trust where it is from, convert it once: '
-                f"c = torch.load('{path}', weights_only=False); torch.save(c['state_dict'], 'weights.pth')"
+                f"c = torch.load('{name}', weights_only=False); torch.save(c['state_dict'], 'weights.pth')"
             ) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(
-            f'{path} ({path.stat().st_size} bytes) is no checkpoint, or is damaged: {reason}'
+            f'{name} ({path.stat().st_size} bytes) is no checkpoint, or is damaged: {reason}'
         ) from error
     if not isinstance(content, Mapping):
-        raise CheckpointError(f'{path} holds a {type(content).__name__}, not the dict of a checkpoint')
+        raise CheckpointError(f'{name} holds a {type(content).__name__}, not the dict of a checkpoint')
     return content
 
 

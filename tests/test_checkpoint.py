@@ -1,8 +1,11 @@
 """The official parameter names and ours; safe reading; loading all or nothing."""
 
+import functools
+import http.server
 import json
 import os
 import random
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -201,3 +204,13 @@ def test_a_truncated_file_is_an_error_wherever_it_ends(suffix, official, tmp_pat
         path.write_bytes(content[: random.Random(seed).randrange(1, len(content))])
         with pytest.raises(CheckpointError, match=r'part.* is no checkpoint, or is damaged'):
             read_checkpoint(path)
+
+
+def test_a_url_is_downloaded(official, tmp_path):
+    torch.save(official, tmp_path / 'weights.pth')
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        content = read_checkpoint(f'http://127.0.0.1:{server.server_port}/weights.pth')
+        server.shutdown()
+    assert all(torch.equal(content[name], value) for name, value in official.items())
