@@ -35,9 +35,11 @@ SMALL = {
     DETECTOR: {
         'train_dataloader.dataset.data_prefix.img': 'images/train2017/',
         'val_dataloader.dataset.data_prefix.img': 'images/val2017/',
-        'train_dataloader.dataset.pipeline.2.scale': '(256, 160)',
-        'val_dataloader.dataset.pipeline.1.scale': '(256, 160)',
-        'model.train_cfg.rcnn.sampler.num': 64,
+        'train_dataloader.dataset.pipeline.2.scale': '(224, 128)',
+        'val_dataloader.dataset.pipeline.1.scale': '(224, 128)',
+        'model.train_cfg.rpn_proposal.max_per_img': 200,
+        'model.train_cfg.rcnn.sampler.num': 32,
+        'model.test_cfg.rpn.max_per_img': 100,
     },
     SEGMENTER: {
         'train_dataloader.dataset.pipeline.2.scale': '(512, 160)',
