@@ -57,7 +57,7 @@ def run(title: str, *command: object, follow: Path | None = None) -> None:
 
 
 def show_progress(work_dir: Path | None, shown: int) -> int:
-    """Print the scalars in a work dir's log that are new, every fifth training entry; returns how many."""
+    """Print a log's new entries, losses every 50 iterations; `shown` and the result count entries."""
     if work_dir is None:
         return 0
     scalars = read_scalars(work_dir)
