@@ -1,112 +1,21 @@
-"""Checkpoints: the official parameter names and ours, safe reading, strict loading."""
+"""Loading a checkpoint into a backbone, or into the model around it: strictly, and never silently."""
 
 import math
-import pickle
-import re
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from mmengine.fileio import get_local_path
-from mmengine.logging import HistoryBuffer, print_log
+from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from mmsgformer.archs import ARCHS
+from mmsgformer.archs import ARCHS, NUM_STAGES
+from mmsgformer.checkpoint_files import CheckpointError, read_checkpoint
+from mmsgformer.official_names import block_counts, official_to_ours
 
-# Official attention tensors that have another name here, by kind of attention. Projections of the same
-# input are one layer here: an official tensor is cut into equal chunks of rows, and each chunk goes to
-# the place in our tensor that is given.
-_ATTENTION = {
-    'hybrid': {
-        'sr': ('reduce', (0,)),
-        'norm': ('reduce_norm', (0,)),
-        'q1': ('global_q', (0,)),
-        'kv1': ('global_kv', (0,)),
-        'q2': ('local_qkv', (0,)),
-        'kv2': ('local_qkv', (1, 2)),
-    },
-    # kv1 and kv2 are [k | v] of the first and of the second half of the heads.
-    'guided': {
-        'kv1': ('kv', (0, 2)),
-        'kv2': ('kv', (1, 3)),
-        'f1': ('merge.0', (0,)),
-        'f2': ('merge.1', (0,)),
-        'f3': ('merge.2', (0,)),
-    },
-    'full': {'q': ('qkv', (0,)), 'kv': ('qkv', (1, 2))},
-}
-# How many chunks of rows our stacked layers have.
-_NUM_CHUNKS = {'local_qkv': 3, 'kv': 4, 'qkv': 3}
-_RENAMES = {
-    'patch_embed1.conv.0.c.': 'stem.conv1.',
-    'patch_embed1.conv.0.bn.': 'stem.norm1.',
-    'patch_embed1.conv.2.c.': 'stem.conv2.',
-    'patch_embed1.conv.2.bn.': 'stem.norm2.',
-    'patch_embed1.conv.4.c.': 'stem.conv3.',
-    'patch_embed1.conv.4.bn.': 'stem.norm3.',
-    'patch_embed1.norm.': 'stem.norm.',
-    '.attn.lepe_linear.': '.attn.lepe.linear.',
-    '.attn.lepe_conv.': '.attn.lepe.conv.',
-    '.mlp.dwconv.dwconv.': '.ffn.conv.',
-    '.mlp.': '.ffn.',
-}
-
-
-def official_to_ours(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Backbone parameters under their official names -> an `SGFormer` state dict.
-
-    Args:
-        state_dict: Official names (`patch_embed1.conv.0.c.weight`, `block1.0.attn.sr.weight`, ...) and
-            tensors. The classifier's `head.*` is not the backbone's and is left out.
-
-    Returns:
-        The same values under our names; projections of one input are stacked along their rows.
-
-    Raises:
-        KeyError: Of tensors that are stacked, some are there and some are not.
-    """
-    chunks: dict[str, dict[int, Tensor]] = {}
-    for name, tensor in state_dict.items():
-        if name.startswith('head.'):
-            continue
-        ours, places = _locate(name)
-        rows = tensor.chunk(len(places)) if len(places) > 1 else [tensor]
-        chunks.setdefault(ours, {}).update(zip(places, rows, strict=True))
-    for ours, rows in chunks.items():
-        expected = _NUM_CHUNKS.get(ours.split('.')[-2] if '.attn.' in ours else '', 1)
-        if len(rows) < expected:
-            raise KeyError(f'{ours} is made of several official tensors, of which some are missing')
-    return {
-        name: torch.cat([rows[place] for place in sorted(rows)]) if len(rows) > 1 else rows[0]
-        for name, rows in chunks.items()
-    }
-
-
-def _locate(name: str) -> tuple[str, tuple[int, ...]]:
-    """An official name -> our name, and the places of the tensor's row chunks in our tensor."""
-    for official, ours in _RENAMES.items():
-        name = name.replace(official, ours)
-    # Stages count from 1 there and from 0 here.
-    name = re.sub(r'^block(\d)\.', lambda m: f'stages.{int(m[1]) - 1}.blocks.', name)
-    name = re.sub(r'^norm(\d)\.', lambda m: f'stages.{int(m[1]) - 1}.norm.', name)
-    name = re.sub(
-        r'^patch_embed(\d)\.conv(\d)\.(c|bn)\.',
-        lambda m: f'stages.{int(m[1]) - 1}.downsample.{"conv" if m[3] == "c" else "norm"}{m[2]}.',
-        name,
-    )
-    match = re.fullmatch(r'stages\.(\d)\.blocks\.(\d+)\.attn\.(\w+)\.(weight|bias)', name)
-    if match is None:
-        return name, (0,)
-    stage, block, layer, kind = match.groups()
-    attention = 'full' if stage == '3' else ('hybrid', 'guided')[int(block) % 2]
-    ours, places = _ATTENTION[attention].get(layer, (layer, (0,)))
-    return f'stages.{stage}.blocks.{block}.attn.{ours}.{kind}', places
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be read or does not fit; the message says why and what to do."""
+# The classifier's linear layer: official name and mmpretrain's.
+OFFICIAL_HEAD, CLASSIFIER_HEAD = 'head.', 'head.fc.'
 
 
 def load_backbone(backbone: nn.Module, path: str | Path, partial: bool = False) -> None:
@@ -124,140 +33,150 @@ def load_backbone(backbone: nn.Module, path: str | Path, partial: bool = False) 
     Raises:
         CheckpointError: The file cannot be read, needs code to run, or does not fit the backbone.
     """
-    weights, source = backbone_weights(read_checkpoint(path), path)
-    own = backbone.state_dict()
-    weights = _resize_position_embedding(weights, own, backbone.pretrain_grid)
-    problems = {
-        'missing': [name for name in own if name not in weights],
-        'unexpected': [name for name in weights if name not in own],
-        'of another shape': [n for n in own if n in weights and own[n].shape != weights[n].shape],
-    }
-    summary = '; '.join(
-        f'{len(names)} {kind} ({", ".join(names[:3])}{", ..." if len(names) > 3 else ""})'
-        for kind, names in problems.items()
-        if names
-    )
-    if summary and not partial:
-        raise CheckpointError(
-            f'{path} does not fit the backbone: {summary}. {_compare_archs(weights, own)}'
-            'Nothing was loaded. To load the tensors that fit, set partial=True in init_cfg.'
-        )
-    fitting = {n: value for n, value in weights.items() if n in own and own[n].shape == value.shape}
+    weights, rest, source = split_weights(read_checkpoint(path), path, partial)
+    fitting = fit_backbone(weights, backbone, path, partial)
     backbone.load_state_dict(fitting, strict=False)
-    share = sum(own[n].numel() for n in fitting) / sum(value.numel() for value in own.values())
-    print_log(
-        f"{path}: {share:.1%} of the backbone's parameters ({len(fitting)} of {len(own)} tensors) "
-        f'loaded from {source}{"; " + summary if summary else ""}',
-        'current',
-    )
+    report = _share(fitting, backbone.state_dict(), path, source)
+    if any(name.startswith(CLASSIFIER_HEAD) for name in rest):
+        report += "; the file's classifier head is not used"
+    print_log(report, 'current')
 
 
-def backbone_weights(checkpoint: Mapping, path: str | Path) -> tuple[dict[str, Tensor], str]:
-    """The backbone's weights in a checkpoint's content, under our names, and which entry they are from."""
+def prepare_for_model(
+    checkpoint: MutableMapping, model: nn.Module, path: str | Path, strict: bool, partial: bool = False
+) -> None:
+    """Make a checkpoint that MMEngine is about to load into a model fit it, in place.
+
+    Args:
+        checkpoint: A file's content in any layout that `split_weights` knows. Its `state_dict` becomes the
+            model's: EMA weights where the file has them, our names, an official classifier head as
+            mmpretrain's.
+        model: A detector, segmenter or classifier whose `backbone` is an `SGFormer`.
+        path: The file, for messages.
+        strict: Every parameter of the model has to be in the file, as for testing and resuming. Otherwise
+            those outside the backbone may be missing, as for fine-tuning, and are reported.
+        partial: Load what fits, of the backbone too, and only report the rest.
+
+    Raises:
+        CheckpointError: The backbone's part does not fit, or with `strict` any other.
+    """
+    weights, rest, source = split_weights(checkpoint, path, partial)
+    fitting = fit_backbone(weights, model.backbone, path, partial)
+    own = model.state_dict()
+    others = {name for name in own if not name.startswith('backbone.')}
+    absent = sorted(n for n in others if n not in rest or rest[n].shape != own[n].shape)
+    if absent and strict and not partial:
+        raise CheckpointError(
+            f'{path} does not hold the whole model: {_summary({"missing or of another shape": absent})}. '
+            'Nothing was loaded. It can be trained from, as load_from or as init_cfg of the backbone; to '
+            'load what fits, add --cfg-options default_hooks.checkpoint_load.partial=True'
+        )
+    report = _share(fitting, model.backbone.state_dict(), path, source)
+    report += f'; outside the backbone {len(others) - len(absent)} of {len(others)} tensors are in the file'
+    unused = sorted(set(rest) - others)
+    for names, verdict in [(absent, 'stay as initialised'), (unused, 'of the file are not used')]:
+        report += f', {_list(names)} {verdict}' if names else ''
+    print_log(report, 'current')
+    # Only what fits goes on: MMEngine would list again, as an error, what was reported here.
+    state_dict = OrderedDict((f'backbone.{name}', value) for name, value in fitting.items())
+    state_dict.update((name, rest[name]) for name in others.difference(absent))
+    # Layers' format versions, which torch and the frameworks look at.
+    state_dict._metadata = getattr(checkpoint.get('state_dict'), '_metadata', OrderedDict())
+    checkpoint['state_dict'] = state_dict
+
+
+def split_weights(
+    checkpoint: Mapping, path: str | Path, partial: bool = False
+) -> tuple[dict[str, Tensor], dict[str, Tensor], str]:
+    """A checkpoint's content -> the backbone's weights, the other weights, and the entry they are from.
+
+    Knows the official files and ours: a bare dict of weights, or one in `state_dict_ema`, `state_dict` or
+    `model`, in this order; with `module.` or `model.` before every name; a whole model or a backbone alone.
+
+    Returns:
+        The backbone's weights under our names, without prefix; all others, an official classifier head as
+        mmpretrain's `head.fc`; the name of the entry.
+
+    Raises:
+        CheckpointError: There are no SG-Former weights, or official ones that do not fit each other.
+    """
     for source in ('state_dict_ema', 'state_dict', 'model'):
-        if isinstance(checkpoint.get(source), Mapping):
+        if isinstance(checkpoint.get(source), Mapping) and checkpoint[source]:
             weights = checkpoint[source]
             break
     else:
         weights, source = checkpoint, 'the file itself'
-    weights = {name: value for name, value in weights.items() if isinstance(value, Tensor)}
-    for prefix in ('module.', 'model.', 'module.', 'backbone.'):
-        if any(name.startswith(prefix) for name in weights):
-            weights = {n.removeprefix(prefix): v for n, v in weights.items() if n.startswith(prefix)}
-    if not any(name.startswith(('stem.', 'patch_embed1.')) for name in weights):
-        entries = ', '.join(map(str, list(checkpoint)[:5]))
-        raise CheckpointError(f'{path} holds no SG-Former weights; it starts with: {entries or "nothing"}')
+    weights = {n: value for n, value in weights.items() if isinstance(n, str) and isinstance(value, Tensor)}
+    for prefix in ('module.', 'model.', 'module.'):
+        if weights and all(name.startswith(prefix) for name in weights):
+            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    rest: dict[str, Tensor] = {}
+    if any(name.startswith('backbone.') for name in weights):
+        rest = {name: value for name, value in weights.items() if not name.startswith('backbone.')}
+        weights = {n.removeprefix('backbone.'): v for n, v in weights.items() if n not in rest}
+    for name in [name for name in weights if name.startswith(OFFICIAL_HEAD)]:
+        rest[CLASSIFIER_HEAD + name.removeprefix(OFFICIAL_HEAD)] = weights.pop(name)
     if any(name.startswith('patch_embed1.') for name in weights):
         try:
-            weights = official_to_ours(weights)
-        except (KeyError, ValueError, RuntimeError) as error:
-            reason = str(error.args[0])
-            raise CheckpointError(f'{path} is not a sound official checkpoint: {reason}') from error
-    return weights, source
+            weights = official_to_ours(weights, partial)
+        except ValueError as error:
+            raise CheckpointError(f'{path} is not a sound official checkpoint: {error}') from error
+    elif not any(name.startswith('stem.') for name in weights):
+        entries = ', '.join(map(str, list(checkpoint)[:5]))
+        raise CheckpointError(f'{path} holds no SG-Former weights; it starts with: {entries or "nothing"}')
+    return weights, rest, source
 
 
-def read_checkpoint(path: str | Path, map_location: object = 'cpu') -> Mapping:
-    """The content of a .pth or .safetensors file or URL, without running code that it may hold.
-
-    Besides tensors and plain values a .pth may hold the numpy numbers and log buffers of MMEngine's
-    checkpoints. `map_location` is torch.load's; tensors of a .safetensors file come on the CPU.
+def fit_backbone(
+    weights: Mapping[str, Tensor], backbone: nn.Module, path: str | Path, partial: bool = False
+) -> dict[str, Tensor]:
+    """The weights that a backbone takes, its position embedding resized if it is of another grid.
 
     Raises:
-        CheckpointError: There is no such file, it is damaged or no checkpoint, or it needs other classes.
+        CheckpointError: Some are missing, unexpected or of another shape, and `partial` is not set.
     """
-    if '://' in str(path):
-        with get_local_path(str(path)) as local:
-            return _read_file(Path(local), str(path), map_location)
-    path = Path(path).expanduser()
-    return _read_file(path, str(path), map_location)
-
-
-def _read_file(path: Path, name: str, map_location: object) -> Mapping:
-    """`read_checkpoint` for a local file that is called `name` in errors."""
-    if not path.is_file():
+    own = backbone.state_dict()
+    weights = _resize_position_embedding(weights, own, backbone.pretrain_grid)
+    summary = _summary(
+        {
+            'missing': [name for name in own if name not in weights],
+            'unexpected': [name for name in weights if name not in own],
+            'of another shape': [n for n in own if n in weights and own[n].shape != weights[n].shape],
+        }
+    )
+    if summary and not partial:
         raise CheckpointError(
-            f'{path} is {"a folder" if path.is_dir() else "not there"}; give a checkpoint file'
+            f'{path} does not fit the backbone. {_compare_archs(weights, own)}It has {summary}. '
+            "Nothing was loaded. To load what fits, set partial=True in the backbone's init_cfg, or for the "
+            'checkpoint of a whole model default_hooks.checkpoint_load.partial=True'
         )
-    if path.stat().st_size == 0:
-        raise CheckpointError(f'{name} is empty')
-    try:
-        if name.endswith('.safetensors'):
-            from safetensors.torch import load_file  # optional: only users of such files need it
-
-            content = load_file(path)
-        else:
-            with torch.serialization.safe_globals(_SAFE_GLOBALS):
-                content = torch.load(path, map_location=map_location, weights_only=True)
-    except ModuleNotFoundError as error:
-        raise CheckpointError(f'{name} needs `pip install safetensors`') from error
-    except Exception as error:  # the readers raise many kinds for a damaged file
-        unsafe = _other_globals(path) if isinstance(error, pickle.UnpicklingError) else []
-        if unsafe:
-            raise CheckpointError(
-                f'{name} was not loaded: besides tensors it holds {", ".join(unsafe)}, and loading those can '
-                'run code. If you trust where it is from, convert it once: '
-                f"c = torch.load('{name}', weights_only=False); torch.save(c['state_dict'], 'weights.pth')"
-            ) from error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(
-            f'{name} ({path.stat().st_size} bytes) is no checkpoint, or is damaged: {reason}'
-        ) from error
-    if not isinstance(content, Mapping):
-        raise CheckpointError(f'{name} holds a {type(content).__name__}, not the dict of a checkpoint')
-    return content
+    if summary:
+        print_log(f'{path} fits the backbone in part: {summary}', 'current')
+    return {n: value for n, value in weights.items() if n in own and own[n].shape == value.shape}
 
 
-def _history_buffer_method(owner: type, name: str) -> object:
-    """What `getattr` may do in a checkpoint: MMEngine's log buffers refer to their own methods by it."""
-    if owner is not HistoryBuffer or name.startswith('_'):
-        raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r})')
-    return getattr(owner, name)
+def _share(fitting: Mapping[str, Tensor], own: Mapping[str, Tensor], path: str | Path, source: str) -> str:
+    """What part of a backbone's parameters a file gives."""
+    share = sum(own[n].numel() for n in fitting) / sum(value.numel() for value in own.values())
+    return (
+        f"{path}: {share:.1%} of the backbone's parameters ({len(fitting)} of {len(own)} tensors) "
+        f'loaded from {source}'
+    )
 
 
-# What MMEngine's own checkpoints hold besides tensors and plain values: log buffers of numpy numbers.
-_SAFE_GLOBALS = [
-    HistoryBuffer,
-    (_history_buffer_method, 'builtins.getattr'),
-    np.ndarray,
-    np.dtype,
-    np.float64(0).__reduce__()[0],
-    np.empty(0).__reduce__()[0],
-    *(type(np.dtype(kind)) for kind in (np.float64, np.float32, np.int64, np.int32, np.uint32, np.bool_)),
-]
+def _summary(problems: Mapping[str, list[str]]) -> str:
+    """Kinds of problems and the names that have them -> one line, empty if there are none."""
+    return '; '.join(f'{len(names)} {kind} ({_list(names)})' for kind, names in problems.items() if names)
 
 
-def _other_globals(path: Path) -> list[str]:
-    """Names of the classes and functions in a .pth that are not allowed, as far as they can be listed."""
-    try:
-        with torch.serialization.safe_globals(_SAFE_GLOBALS):
-            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # not in torch's zip format, or damaged
-        return []
+def _list(names: list[str]) -> str:
+    """The first few names, and a sign if there are more."""
+    return ', '.join(names[:3]) + (f', ... ({len(names)} in all)' if len(names) > 3 else '')
 
 
 def _resize_position_embedding(
-    weights: dict[str, Tensor], own: Mapping[str, Tensor], grid: tuple[int, int]
-) -> dict[str, Tensor]:
+    weights: Mapping[str, Tensor], own: Mapping[str, Tensor], grid: tuple[int, int]
+) -> Mapping[str, Tensor]:
     """Resize the position embedding of a square grid to `grid` if it has another number of places."""
     embedding = weights.get('pos_embed')
     if embedding is None or embedding.ndim != 3 or embedding.shape[1] == own['pos_embed'].shape[1]:
@@ -273,19 +192,19 @@ def _resize_position_embedding(
 
 def _compare_archs(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
     """A sentence that names both architectures if the file's is another one than the backbone's."""
-    file, model = _describe_arch(weights), _describe_arch(own)
+    file, model = _arch_name(weights), _arch_name(own)
     return '' if file == model else f'The file looks like {file}; the config builds {model}. '
 
 
-def _describe_arch(weights: Mapping[str, Tensor]) -> str:
+def _arch_name(weights: Mapping[str, Tensor]) -> str:
     """The architecture that these parameter names and shapes belong to, by name if it is a published one."""
-    norms = [weights.get(f'stages.{i}.norm.weight', torch.empty(0)) for i in range(4)]
-    dims = tuple(len(norm) for norm in norms)
-    blocks = [re.match(r'stages\.(\d)\.blocks\.(\d+)\.', name) for name in weights]
-    depths = tuple(
-        1 + max((int(m[2]) for m in blocks if m is not None and int(m[1]) == i), default=-1) for i in range(4)
-    )
+    dims, depths = embed_dims(weights), block_counts(weights)
     for name, arch in ARCHS.items():
         if (arch['embed_dims'], arch['depths']) == (dims, depths):
             return f'SG-Former-{name.upper()}'
     return f'an SG-Former of embed_dims {dims} and depths {depths}'
+
+
+def embed_dims(weights: Mapping[str, Tensor]) -> tuple[int, ...]:
+    """Channels of each stage in a backbone's weights, 0 where they do not say."""
+    return tuple(len(weights.get(f'stages.{i}.norm.weight', torch.empty(0))) for i in range(NUM_STAGES))

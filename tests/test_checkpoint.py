@@ -1,60 +1,22 @@
-"""The official parameter names and ours; safe reading; loading all or nothing."""
+"""Loading into a backbone and into whole models: every layout, all or nothing, never silent."""
 
-import functools
-import http.server
 import json
-import os
-import random
-import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.model import PretrainedInit
 from safetensors.torch import save_file
+from torch import nn
 
 from mmsgformer import SGFormer
-from mmsgformer.checkpoint import CheckpointError, load_backbone, official_to_ours, read_checkpoint
+from mmsgformer.checkpoint import load_backbone, prepare_for_model
+from mmsgformer.checkpoint_files import CheckpointError
+from mmsgformer.official_names import official_to_ours
 
 GOLDEN = Path(__file__).parent / 'golden'
-
-
-@pytest.mark.parametrize('arch', ['tiny', 's', 'm', 'b'])
-def test_official_names_cover_the_backbone_exactly(arch, tiny):
-    keys = json.loads((GOLDEN / f'official_keys_{arch}.json').read_text())
-    official = {key: torch.empty(shape) for key, shape in keys.items()}
-    ours = SGFormer(tiny if arch == 'tiny' else arch).state_dict()
-    mapped = official_to_ours(official)
-    assert {k: v.shape for k, v in mapped.items()} == {k: v.shape for k, v in ours.items()}
-
-
-def test_mapping_is_pure_and_keeps_every_value(tiny, draw_golden):
-    keys = json.loads((GOLDEN / 'official_keys_tiny.json').read_text())
-    official = {key: draw_golden(key, shape) for key, shape in keys.items()}
-    before = {key: value.clone() for key, value in official.items()}
-    mapped = official_to_ours(official)
-    assert all(torch.equal(before[key], value) for key, value in official.items())
-    values = torch.cat([v.flatten() for k, v in official.items() if not k.startswith('head.')])
-    assert torch.equal(torch.cat([v.flatten() for v in mapped.values()]).sort().values, values.sort().values)
-
-
-@pytest.mark.parametrize(
-    'missing', ['block1.0.attn.q2.bias', 'block1.1.attn.kv2.weight', 'block4.0.attn.q.weight']
-)
-def test_a_missing_part_of_a_stacked_layer_is_an_error(missing):
-    keys = json.loads((GOLDEN / 'official_keys_tiny.json').read_text())
-    official = {key: torch.zeros(shape) for key, shape in keys.items() if key != missing}
-    stage, block = int(missing[5]) - 1, missing[7]
-    with pytest.raises(KeyError, match=rf'stages\.{stage}\.blocks\.{block}\.attn'):
-        official_to_ours(official)
-
-
-@pytest.fixture(scope='session')
-def official(draw_golden) -> dict[str, torch.Tensor]:
-    """The tiny arch's weights under their official names, head included, in float32."""
-    keys = json.loads((GOLDEN / 'official_keys_tiny.json').read_text())
-    return {key: draw_golden(key, shape).float() for key, shape in keys.items()}
 
 
 def prefixed(weights: dict, prefix: str) -> dict:
@@ -122,23 +84,28 @@ def without(weights: dict, name: str) -> dict:
         (lambda w: {**w, 'norm1.weight': torch.ones(5)}, r'1 of another shape \(stages\.0\.norm\.weight\)'),
         (
             lambda w: prefixed(w, 'student.'),
-            r'holds no SG-Former weights; it starts with: student\.pos_embed',
+            r'holds no SG-Former weights; it starts with: student\.',
         ),
         (lambda w: {'state_dict': {}}, 'holds no SG-Former weights'),
-        (lambda w: [1, 2], 'holds a list'),
     ],
 )
-def test_what_does_not_fit_is_an_error_and_loads_nothing(change, message, official, tiny, tmp_path):
-    torch.save(change(official), tmp_path / 'weights.pth')
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
+def test_what_does_not_fit_is_an_error_and_loads_nothing(change, message, suffix, official, tiny, tmp_path):
+    path, content = tmp_path / f'weights.{suffix}', change(official)
+    if suffix == 'pth':
+        torch.save(content, path)
+    else:
+        save_file(content.get('state_dict', content), path)
     model = SGFormer(tiny)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(CheckpointError, match=message):
-        load_backbone(model, tmp_path / 'weights.pth')
+        load_backbone(model, path)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_partial_loads_what_fits(official, tiny, tmp_path):
     changed = {**without(official, 'norm4.bias'), 'extra': torch.ones(1), 'norm1.weight': torch.ones(5)}
+    del changed['block1.0.attn.kv2.bias']  # a part of a stacked tensor
     torch.save(changed, tmp_path / 'weights.pth')
     pretrained = {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'weights.pth'), 'partial': True}
     model = SGFormer(tiny, init_cfg=pretrained)
@@ -157,60 +124,81 @@ def test_another_variant_is_named(file, config, tmp_path):
         load_backbone(SGFormer(config), tmp_path / 'weights.pth')
 
 
-def test_the_log_says_what_share_was_loaded(official, tiny, tmp_path, monkeypatch):
-    lines = []
+@pytest.fixture
+def log_lines(monkeypatch) -> list[str]:
+    """What is logged while a test runs."""
+    lines: list[str] = []
     monkeypatch.setattr('mmsgformer.checkpoint.print_log', lambda line, _: lines.append(line))
+    return lines
+
+
+def test_the_log_says_what_share_was_loaded(official, tiny, tmp_path, log_lines):
     torch.save({'state_dict_ema': official}, tmp_path / 'weights.pth')
     load_backbone(SGFormer(tiny), tmp_path / 'weights.pth')
-    assert "100.0% of the backbone's parameters (269 of 269 tensors) loaded from state_dict_ema" in lines[0]
+    (line,) = log_lines
+    assert "100.0% of the backbone's parameters (269 of 269 tensors) loaded from state_dict_ema" in line
+    assert line.endswith("the file's classifier head is not used")
 
 
-class MakesAFile:
-    """Unpickling this runs code."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = str(path)
-
-    def __reduce__(self):
-        return os.mkdir, (self.path,)
-
-
-def test_code_in_a_pickle_does_not_run(official, tmp_path):
-    trap = tmp_path / 'trap'
-    torch.save({'state_dict': official, 'args': MakesAFile(trap)}, tmp_path / 'weights.pth')
-    with pytest.raises(CheckpointError, match=r'mkdir.*can run code.*If you trust'):
-        read_checkpoint(tmp_path / 'weights.pth')
-    assert not trap.exists()
-
-
-@pytest.mark.parametrize('kind', ['nothing there', 'folder', 'empty', 'text', 'text.safetensors'])
-def test_what_is_no_checkpoint_is_named(kind, tmp_path):
-    path = tmp_path / kind
-    if kind == 'folder':
-        path.mkdir()
-    elif kind != 'nothing there':
-        path.write_text('' if kind == 'empty' else 'a text file\n' * 9)
-    with pytest.raises(CheckpointError, match=kind):
-        read_checkpoint(path)
-
-
-@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
-def test_a_truncated_file_is_an_error_wherever_it_ends(suffix, official, tmp_path):
-    whole = tmp_path / f'whole.{suffix}'
-    save_file(official, whole) if suffix == 'safetensors' else torch.save(official, whole)
-    content = whole.read_bytes()
-    for seed in range(20):
-        path = tmp_path / f'part.{suffix}'
-        path.write_bytes(content[: random.Random(seed).randrange(1, len(content))])
-        with pytest.raises(CheckpointError, match=r'part.* is no checkpoint, or is damaged'):
-            read_checkpoint(path)
-
-
-def test_a_url_is_downloaded(official, tmp_path):
+@pytest.mark.parametrize('init_cfg', [{}, {'partial': True}, {'type': PretrainedInit}])
+def test_pretrained_stands_alone_in_a_list(init_cfg, official, tiny, tmp_path):
     torch.save(official, tmp_path / 'weights.pth')
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        content = read_checkpoint(f'http://127.0.0.1:{server.server_port}/weights.pth')
-        server.shutdown()
-    assert all(torch.equal(content[name], value) for name, value in official.items())
+    pretrained = {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'weights.pth'), **init_cfg}
+    model = SGFormer(tiny, init_cfg=[pretrained])
+    model.init_weights()
+    assert torch.equal(model.stem.conv1.weight, official['patch_embed1.conv.0.c.weight'])
+    with pytest.raises(ValueError, match='one of several'):
+        SGFormer(tiny, init_cfg=[pretrained, {'type': 'Normal', 'layer': 'Linear'}]).init_weights()
+
+
+class Classifier(nn.Module):
+    """The parameter names of mmpretrain's ImageClassifier."""
+
+    def __init__(self, arch: dict, num_classes: int = 1000) -> None:
+        super().__init__()
+        self.backbone = SGFormer(arch)
+        self.head = nn.Module()
+        self.head.fc = nn.Linear(256, num_classes)
+
+
+@pytest.mark.parametrize('layout', ['bare', 'state_dict', 'EMA preferred', 'DDP', 'timm EMA of DDP'])
+def test_an_official_file_becomes_a_classifiers(layout, official, tiny):
+    model, checkpoint = Classifier(tiny), dict(LAYOUTS[layout](official))
+    prepare_for_model(checkpoint, model, 'weights.pth', strict=True)
+    model.load_state_dict(checkpoint['state_dict'])
+    assert torch.equal(model.head.fc.weight, official['head.weight'])
+    assert torch.equal(model.backbone.stages[0].norm.weight, official['norm1.weight'])
+
+
+def test_a_whole_model_keeps_the_format_versions_of_its_layers(tiny):
+    """torch writes them beside the names; layers of older formats are translated by them."""
+    model = Classifier(tiny)
+    checkpoint = {'state_dict': model.state_dict()}
+    versions = checkpoint['state_dict']._metadata
+    prepare_for_model(checkpoint, model, 'weights.pth', strict=True)
+    assert checkpoint['state_dict']._metadata == versions
+    assert checkpoint['state_dict'].keys() == model.state_dict().keys()
+
+
+def test_another_head_is_reported_when_training_and_refused_when_testing(official, tiny, log_lines):
+    model, checkpoint = Classifier(tiny, num_classes=7), dict(official)
+    with pytest.raises(CheckpointError, match=r'does not hold the whole model: 2 .*\(head\.fc\.bias'):
+        prepare_for_model(checkpoint, model, 'weights.pth', strict=True)
+    prepare_for_model(checkpoint, model, 'weights.pth', strict=False)
+    assert set(checkpoint['state_dict']) == {name for name in model.state_dict() if 'head' not in name}
+    assert 'outside the backbone 0 of 2 tensors' in log_lines[-1]
+    assert 'head.fc.bias, head.fc.weight stay as initialised' in log_lines[-1]
+
+
+def test_a_damaged_backbone_is_refused_whatever_the_purpose(official, tiny):
+    checkpoint = without(official, 'norm4.bias')
+    with pytest.raises(CheckpointError, match=r'1 missing \(stages\.3\.norm\.bias\)'):
+        prepare_for_model(checkpoint, Classifier(tiny), 'weights.pth', strict=False)
+    assert 'state_dict' not in checkpoint
+
+
+def test_a_whole_model_loads_in_part_when_asked(official, tiny):
+    model, checkpoint = Classifier(tiny, num_classes=7), without(official, 'norm4.bias')
+    prepare_for_model(checkpoint, model, 'weights.pth', strict=True, partial=True)
+    absent = {'backbone.stages.3.norm.bias', 'head.fc.weight', 'head.fc.bias'}
+    assert set(checkpoint['state_dict']) == set(model.state_dict()) - absent
