@@ -14,7 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmsgformer.ops import attention_with_column_means, merge_tokens
+from mmsgformer.ops import (
+    Linear,
+    attention_with_column_means,
+    dot_product_attention,
+    linear,
+    merge_tokens,
+)
 
 WINDOW_SIZE = 7
 
@@ -46,6 +52,12 @@ def to_windows(x: Tensor, size: int) -> Tensor:
     return x.transpose(2, 3).flatten(3, 4).flatten(0, 2)
 
 
+def to_patches(x: Tensor, size: int) -> Tensor:
+    """(B, H, W, C) with H and W multiples of `size` -> (B, H / size, W / size, size * size * C)."""
+    x = x.unflatten(2, (-1, size)).unflatten(1, (-1, size))  # (B, rows, size, columns, size, C)
+    return x.transpose(2, 3).flatten(3)
+
+
 def from_windows(windows: Tensor, size: int, height: int, width: int) -> Tensor:
     """The inverse of `to_windows`, cropped: (B * windows, size * size, C) -> (B, height, width, C)."""
     rows, columns = -(-height // size), -(-width // size)
@@ -59,7 +71,7 @@ class LocalEnhancement(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.linear = nn.Linear(dim, dim)
+        self.linear = Linear(dim, dim)
         self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,7 +86,7 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.attn_drop = attn_drop
         self.lepe = LocalEnhancement(dim)
-        self.proj = nn.Linear(dim, dim)
+        self.proj = Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
     @property
@@ -84,7 +96,8 @@ class Attention(nn.Module):
 
     def project(self, attended: Tensor, x: Tensor) -> Tensor:
         """Attended tokens (B, H, W, C) and the attention's input of the same shape -> the output."""
-        return self.proj_drop(self.proj(attended + self.lepe(x)))
+        # In the memory of a convolution's output, which nothing else needs.
+        return self.proj_drop(self.proj(self.lepe(x).add_(attended)))
 
 
 class HybridScaleAttention(Attention):
@@ -94,18 +107,26 @@ class HybridScaleAttention(Attention):
         dim: Channels C.
         num_heads: Heads h, even.
         reduction: Merge ratio r: kernel and stride of the convolution that reduces the global map.
+        backend: Of `attention_with_column_means`.
     """
 
     def __init__(
-        self, dim: int, num_heads: int, reduction: int, attn_drop: float = 0.0, proj_drop: float = 0.0
+        self,
+        dim: int,
+        num_heads: int,
+        reduction: int,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        backend: str = 'auto',
     ) -> None:
         super().__init__(dim, num_heads, attn_drop, proj_drop)
         self.reduction = reduction
-        self.global_q = nn.Linear(dim, dim // 2)
+        self.backend = backend
+        self.global_q = Linear(dim, dim // 2)
         self.reduce = nn.Conv2d(dim, dim, reduction, reduction)
         self.reduce_norm = nn.LayerNorm(dim)
-        self.global_kv = nn.Linear(dim, dim)
-        self.local_qkv = nn.Linear(dim, dim // 2 * 3)
+        self.global_kv = Linear(dim, dim)
+        self.local_qkv = Linear(dim, dim // 2 * 3)
 
     def forward(self, x: Tensor, significance: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x (B, H, W, C) -> output (B, H, W, C), significance (B, H, W) in float32 or better, no gradient."""
@@ -117,13 +138,15 @@ class HybridScaleAttention(Attention):
     def _attend_globally(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """All tokens attend to the reduced map: output (B, H, W, C/2), attention received (B, H, W)."""
         height, width = x.shape[1:3]
-        reduced = conv_channels_last(self.reduce, pad_to_multiple(x, self.reduction))
+        # A convolution whose stride is its kernel: a linear layer on patches.
+        patches = to_patches(pad_to_multiple(x, self.reduction), self.reduction)
+        reduced = linear(patches, self.reduce.weight.permute(0, 2, 3, 1).flatten(1), self.reduce.bias)
         reduced = F.gelu(self.reduce_norm(reduced))
         rows, columns = reduced.shape[1:3]
         heads = self.num_heads // 2
         q = split_heads(self.global_q(x).flatten(1, 2), heads)
         k, v = (split_heads(t, heads) for t in self.global_kv(reduced).flatten(1, 2).chunk(2, dim=-1))
-        out, means = attention_with_column_means(q, k, v, dropout_p=self.dropout_p)
+        out, means = attention_with_column_means(q, k, v, None, self.dropout_p, self.backend)
         # Every token has the attention that its cell of the reduced map receives.
         ratio = self.reduction
         means = means.view(-1, rows, 1, columns, 1).expand(-1, -1, ratio, -1, ratio)
@@ -139,7 +162,7 @@ class HybridScaleAttention(Attention):
         if height % WINDOW_SIZE or width % WINDOW_SIZE:
             valid = pad_to_multiple(x.new_ones(1, height, width, 1, dtype=torch.bool), WINDOW_SIZE)
             valid = to_windows(valid.expand(len(x), -1, -1, -1), WINDOW_SIZE).squeeze(-1)
-        out, means = attention_with_column_means(q, k, v, valid, dropout_p=self.dropout_p)
+        out, means = attention_with_column_means(q, k, v, valid, self.dropout_p, self.backend)
         out = from_windows(join_heads(out), WINDOW_SIZE, height, width)
         means = from_windows(means.unsqueeze(-1), WINDOW_SIZE, height, width)
         return out, means.squeeze(-1)
@@ -166,9 +189,9 @@ class SelfGuidedAttention(Attention):
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__(dim, num_heads, attn_drop, proj_drop)
-        self.q = nn.Linear(dim, dim)
+        self.q = Linear(dim, dim)
         self.merge = nn.ModuleList(nn.Linear(length, 1) for length in run_lengths)
-        self.kv = nn.Linear(dim, 2 * dim)
+        self.kv = Linear(dim, 2 * dim)
 
     def forward(self, x: Tensor, significance: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, H, W, C) and significance (B, H, W) -> output (B, H, W, C) and the same significance."""
@@ -181,7 +204,7 @@ class SelfGuidedAttention(Attention):
         )
         q = split_heads(self.q(tokens), self.num_heads)
         k, v = (split_heads(t, self.num_heads) for t in self.kv(merged).chunk(2, dim=-1))
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout_p)
+        out = dot_product_attention(q, k, v, self.dropout_p)
         return self.project(join_heads(out).view_as(x), x), significance
 
 
@@ -190,10 +213,10 @@ class FullAttention(Attention):
 
     def __init__(self, dim: int, num_heads: int, attn_drop: float = 0.0, proj_drop: float = 0.0) -> None:
         super().__init__(dim, num_heads, attn_drop, proj_drop)
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = Linear(dim, 3 * dim)
 
     def forward(self, x: Tensor, significance: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """x (B, H, W, C) -> output (B, H, W, C); the significance is passed on as it came."""
         q, k, v = (split_heads(t, self.num_heads) for t in self.qkv(x.flatten(1, 2)).chunk(3, dim=-1))
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout_p)
+        out = dot_product_attention(q, k, v, self.dropout_p)
         return self.project(join_heads(out).view_as(x), x), significance

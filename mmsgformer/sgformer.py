@@ -4,11 +4,11 @@ Source: SG-Former: Self-guided Transformer with Evolving Token Reallocation (ICC
 docs/method.md describes every part and where it comes from.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from mmengine.model import BaseModule
+from mmengine.model import BaseModule, PretrainedInit
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -18,9 +18,10 @@ from mmsgformer.attention import (
     FullAttention,
     HybridScaleAttention,
     SelfGuidedAttention,
-    conv_channels_last,
 )
 from mmsgformer.checkpoint import load_backbone
+from mmsgformer.ops import Linear, linear
+from mmsgformer.ops.attention import check_backend
 
 STRIDES = (4, 8, 16, 32)
 # Merge ratio r of the hybrid-scale blocks and run lengths g of the self-guided blocks, stages 1-3.
@@ -52,6 +53,26 @@ def sincos_position_embedding(height: int, width: int, dim: int) -> Tensor:
     return torch.cat([encode(x), encode(y)], dim=1).float().unsqueeze(0)
 
 
+def recompute(function: Callable[..., Tensor], *inputs: Tensor, uses_random: bool = False) -> Tensor:
+    """`function(*inputs)`; what lies in between is not kept for the backward pass but computed again.
+
+    Only up to the last intermediate result that the backward pass needs: a layer at the end is not run again.
+    """
+    if not torch.is_grad_enabled():
+        return function(*inputs)
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=uses_random)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU (the exact one) of a temporary tensor, which is overwritten where no gradient needs it."""
+    return F.gelu(x) if x.requires_grad else torch.ops.aten.gelu_(x)
+
+
+def add(temporary: Tensor, x: Tensor) -> Tensor:
+    """Their sum, in the memory of the first unless that is less precise: fresh memory costs time."""
+    return temporary.add_(x) if temporary.dtype == x.dtype else temporary + x
+
+
 class Stem(nn.Module):
     """Stride-4 stem of three 3x3 convolutions: image (B, c, H, W) -> map (B, ceil(H/4), ceil(W/4), C)."""
 
@@ -66,9 +87,10 @@ class Stem(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, image: Tensor) -> Tensor:
-        x = F.gelu(self.norm1(self.conv1(image.contiguous(memory_format=torch.channels_last))))
-        x = F.gelu(self.norm2(self.conv2(x)))
-        x = self.norm3(self.conv3(x))
+        x = self.conv1(image.contiguous(memory_format=torch.channels_last))
+        x = recompute(lambda x: self.conv2(gelu(self.norm1(x))), x)
+        x = recompute(lambda x: self.conv3(gelu(self.norm2(x))), x)
+        x = self.norm3(x)
         return self.norm(x.permute(0, 2, 3, 1))
 
 
@@ -85,10 +107,12 @@ class Downsample(nn.Module):
         self.norm3 = nn.GroupNorm(1, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.permute(0, 3, 1, 2)
-        x = F.gelu(self.norm1(self.conv1(x)))
-        x = F.gelu(self.norm2(self.conv2(x)))
-        return self.norm3(self.conv3(x)).permute(0, 2, 3, 1)
+        x = linear(x, self.conv1.weight.flatten(1)).permute(0, 3, 1, 2)
+        x = recompute(lambda x: self.conv2(gelu(self.norm1(x))), x)
+        x = recompute(
+            lambda x: linear(gelu(self.norm2(x)).permute(0, 2, 3, 1), self.conv3.weight.flatten(1)), x
+        )
+        return self.norm3(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class FFN(nn.Module):
@@ -97,25 +121,32 @@ class FFN(nn.Module):
     def __init__(self, dim: int, drop: float) -> None:
         super().__init__()
         hidden = MLP_RATIO * dim
-        self.fc1 = nn.Linear(dim, hidden)
+        self.fc1 = Linear(dim, hidden)
         self.conv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.register_buffer('identity', F.pad(torch.ones(1, 1), (1, 1, 1, 1)), persistent=False)
+        self.fc2 = Linear(hidden, dim)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.fc1(x)
-        h = self.drop(F.gelu(h + conv_channels_last(self.conv, h)))
+        h = self.fc1(x).permute(0, 3, 1, 2)
+        # h + conv(h) as one convolution.
+        h = F.conv2d(h, self.conv.weight + self.identity, self.conv.bias, padding=1, groups=h.shape[1])
+        h = self.drop(gelu(h.permute(0, 2, 3, 1)))
         return self.drop(self.fc2(h))
 
 
 class Block(nn.Module):
     """Pre-norm transformer block that carries the significance map along.
 
-    `forward(x (B, H, W, C), significance (B, H, W) or None)` returns both, as the attention does.
+    `forward(x (B, H, W, C), significance (B, H, W) or None)` returns both, as the attention does. With
+    `recompute_ffn` the hidden maps of the FFN, more than half of what training would keep, are not kept.
     """
 
-    def __init__(self, dim: int, attention: nn.Module, drop: float, drop_path_rate: float) -> None:
+    def __init__(
+        self, dim: int, attention: nn.Module, drop: float, drop_path_rate: float, recompute_ffn: bool
+    ) -> None:
         super().__init__()
+        self.recompute_ffn = recompute_ffn
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = attention
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
@@ -124,9 +155,15 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, significance: Tensor | None) -> tuple[Tensor, Tensor | None]:
         attended, significance = self.attn(self.norm1(x), significance)
-        x = x + drop_path(attended, self.drop_path_rate, self.training)
-        x = x + drop_path(self.ffn(self.norm2(x)), self.drop_path_rate, self.training)
-        return x, significance
+        x = add(drop_path(attended, self.drop_path_rate, self.training), x)
+        if self.recompute_ffn:
+            fed = recompute(self._feed_forward, x, uses_random=self.ffn.drop.p > 0)
+        else:
+            fed = self._feed_forward(x)
+        return add(drop_path(fed, self.drop_path_rate, self.training), x), significance
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        return self.ffn(self.norm2(x))
 
 
 class Stage(nn.Module):
@@ -145,6 +182,7 @@ class Stage(nn.Module):
         drop: float,
         attn_drop: float,
         with_cp: bool,
+        attn_backend: str,
     ) -> None:
         super().__init__()
         self.with_cp = with_cp
@@ -154,11 +192,12 @@ class Stage(nn.Module):
             if index == NUM_STAGES - 1:
                 return FullAttention(dim, num_heads, attn_drop, drop)
             if block % 2 == 0:
-                return HybridScaleAttention(dim, num_heads, REDUCTIONS[index], attn_drop, drop)
+                return HybridScaleAttention(dim, num_heads, REDUCTIONS[index], attn_drop, drop, attn_backend)
             return SelfGuidedAttention(dim, num_heads, RUN_LENGTHS[index], attn_drop, drop)
 
         self.blocks = nn.ModuleList(
-            Block(dim, attention(j), drop, rate) for j, rate in enumerate(drop_path_rates)
+            Block(dim, attention(j), drop, rate, recompute_ffn=not with_cp)
+            for j, rate in enumerate(drop_path_rates)
         )
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
@@ -196,6 +235,8 @@ class SGFormer(BaseModule):
         norm_eval: Keep norm layers in eval mode. SG-Former's norms keep no running statistics, so this
             changes no result; it is here because configs of other backbones set it.
         with_cp: Gradient checkpointing of every block: less memory, a second forward in the backward.
+        attn_backend: How the attention that makes the significance is computed: 'auto', 'reference',
+            'chunked' or 'triton' (`mmsgformer.ops.attention_with_column_means`). Results are the same.
         init_cfg: MMEngine's initialisation config. dict(type='Pretrained', checkpoint=PATH) loads what
             `mmsgformer.checkpoint.load_backbone` can: the official files as they are, and the backbone of
             any checkpoint trained here, completely or not at all; `partial=True` takes what fits. Without
@@ -218,6 +259,7 @@ class SGFormer(BaseModule):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
+        attn_backend: str = 'auto',
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
@@ -233,6 +275,7 @@ class SGFormer(BaseModule):
         for name, rate in [('drop', drop_rate), ('attn_drop', attn_drop_rate), ('drop_path', drop_path_rate)]:
             if not isinstance(rate, (int, float)) or not 0.0 <= rate < 1.0:
                 raise ValueError(f'{name}_rate must be in [0, 1), got {rate!r}')
+        check_backend(attn_backend)
 
         self.pretrain_grid = tuple(-(-side // STRIDES[0]) for side in _check_image_size(pretrain_img_size))
         self.stem = Stem(in_channels, self.embed_dims[0])
@@ -250,6 +293,7 @@ class SGFormer(BaseModule):
                 drop=drop_rate,
                 attn_drop=attn_drop_rate,
                 with_cp=with_cp,
+                attn_backend=attn_backend,
             )
             for i in range(NUM_STAGES)
         )
@@ -258,6 +302,8 @@ class SGFormer(BaseModule):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Image (B, in_channels, H, W) -> one map (B, C_i, ceil(H / s_i), ceil(W / s_i)) per out index."""
+        if not torch.is_tensor(x):
+            raise TypeError(f'SGFormer takes a tensor of images, got {type(x).__name__}')
         if x.ndim != 4 or x.shape[1] != self.in_channels or min(x.shape[2:]) < MIN_SIZE:
             raise ValueError(
                 f'SGFormer takes images (B, {self.in_channels}, H, W) with H, W >= {MIN_SIZE}, '
@@ -265,8 +311,13 @@ class SGFormer(BaseModule):
             )
         if not x.is_floating_point():
             raise TypeError(f'SGFormer takes normalised floating-point images, got {x.dtype}')
+        weights = next(self.stem.parameters()).dtype
+        if x.dtype != weights and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(
+                f'SGFormer has weights of {weights} here, got images of {x.dtype}; convert one of them'
+            )
         x = self.stem(x)
-        x = self.pos_drop(x + self._position_embedding(*x.shape[1:3]).to(x.dtype))
+        x = self.pos_drop(add(x, self._position_embedding(*x.shape[1:3]).to(x.dtype)))
         outs = {}
         for i, stage in enumerate(self.stages):
             if i > max(self.out_indices):
@@ -292,11 +343,34 @@ class SGFormer(BaseModule):
 
         MMEngine's own loading of a checkpoint is not strict: a file that fits nowhere changes nothing.
         """
-        if isinstance(self.init_cfg, dict) and self.init_cfg.get('type') == 'Pretrained':
-            load_backbone(self, self.init_cfg['checkpoint'], partial=self.init_cfg.get('partial', False))
-            self._is_init = True
-        else:
+        configs = self.init_cfg if isinstance(self.init_cfg, list) else [self.init_cfg or {}]
+        pretrained = [config for config in configs if config.get('type') in ('Pretrained', PretrainedInit)]
+        if not pretrained:
             super().init_weights()
+            return
+        if len(configs) > 1:
+            raise ValueError("a 'Pretrained' init_cfg sets every weight and cannot be one of several")
+        load_backbone(self, pretrained[0]['checkpoint'], partial=pretrained[0].get('partial', False))
+        self._is_init = True
+
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """The depth of a parameter and the number of depths, for layer-wise learning rate decay.
+
+        0 is the stem with the position embedding, then every block is one, and the last is what follows the
+        backbone. A downsampling belongs to the block after it, a stage's norm to the block before it. The
+        interface is mmpretrain's: `prefix` is where the backbone's names start in the model's, 'backbone.'.
+        """
+        last = sum(self.depths) + 1
+        if not param_name.startswith(prefix):
+            return last, last + 1
+        name = param_name.removeprefix(prefix).split('.')
+        if name[0] != 'stages':
+            return 0, last + 1
+        stage = int(name[1])
+        block = {'downsample': 0, 'norm': self.depths[stage] - 1}.get(name[2])
+        if block is None:
+            block = int(name[3])
+        return sum(self.depths[:stage]) + block + 1, last + 1
 
     def train(self, mode: bool = True) -> 'SGFormer':
         """Set the training mode; frozen stages stay in eval mode, and norms too with `norm_eval`."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmsgformer import SGFormer
 from mmsgformer.attention import HybridScaleAttention
-from mmsgformer.checkpoint import official_to_ours
+from mmsgformer.official_names import official_to_ours
 
 GOLDEN = Path(__file__).parent / 'golden'
 TOLERANCE = 1e-5
@@ -31,13 +31,17 @@ def official_weights(name: str, draw_golden) -> dict[str, Tensor]:
     return {key: draw_golden(key, shape) for key, shape in keys.items()}
 
 
-@pytest.fixture(params=['tiny', 's'])
+CASES = [('tiny', 'auto'), ('tiny', 'reference'), ('tiny', 'chunked'), ('tiny', 'triton'), ('s', 'auto')]
+
+
+@pytest.fixture(params=CASES, ids='-'.join)
 def case(request, tiny, draw_golden) -> tuple[SGFormer, dict[str, Tensor], dict[str, np.ndarray]]:
     """The model with the formula's weights, those weights by official name, and the golden arrays."""
-    weights = official_weights(request.param, draw_golden)
-    model = SGFormer(tiny if request.param == 'tiny' else request.param).double().eval()
+    name, backend = request.param
+    weights = official_weights(name, draw_golden)
+    model = SGFormer(tiny if name == 'tiny' else name, attn_backend=backend).double().eval()
     model.load_state_dict(official_to_ours(weights))
-    return model, weights, dict(np.load(GOLDEN / f'official_{request.param}_224.npz'))
+    return model, weights, dict(np.load(GOLDEN / f'official_{name}_224.npz'))
 
 
 def test_agrees_with_the_official_code(case, draw_golden):

@@ -1,14 +1,19 @@
-"""Pure functions on tensors, each with a slow, obvious reference beside it."""
+"""Pure functions on tensors, each with a slow, obvious reference beside it or in torch."""
 
 from mmsgformer.ops.attention import (
     attention_with_column_means,
     attention_with_column_means_reference,
+    dot_product_attention,
 )
+from mmsgformer.ops.linear import Linear, linear
 from mmsgformer.ops.token_merge import merge_tokens, merge_tokens_reference
 
 __all__ = [
+    'Linear',
     'attention_with_column_means',
     'attention_with_column_means_reference',
+    'dot_product_attention',
+    'linear',
     'merge_tokens',
     'merge_tokens_reference',
 ]

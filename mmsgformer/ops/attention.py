@@ -5,21 +5,36 @@ heads, of the attention paid to a key, i.e. the column mean of the softmax matri
 "Significance").
 """
 
+import importlib.util
+import os
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Elements of the softmax matrix that are computed at once: 64 MiB in float32, a few times over.
-_CHUNK_ELEMENTS = 1 << 24
+from mmsgformer.ops.attention_chunked import chunked_column_means
+from mmsgformer.ops.attention_cpu import cpu_attention, worthwhile
+
+_HAS_TRITON = importlib.util.find_spec('triton') is not None
+BACKENDS = ('auto', 'reference', 'chunked', 'triton')
+
+
+def dot_product_attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor:
+    """`torch.nn.functional.scaled_dot_product_attention`, on a CPU quicker where there are many queries."""
+    if dropout_p == 0 and worthwhile(q, k):
+        return cpu_attention(q, k, v)[0]
+    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)
 
 
 def attention_with_column_means(
-    q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None = None, dropout_p: float = 0.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    valid: Tensor | None = None,
+    dropout_p: float = 0.0,
+    backend: str = 'auto',
 ) -> tuple[Tensor, Tensor]:
     """Attention, and the mean attention that every key receives.
-
-    The output comes from torch's fused attention and the means from a second pass over query chunks, so
-    the (Q, K) matrix is never held whole, in training neither: the means carry no gradient.
 
     Args:
         q: Queries, (B, heads, Q, d).
@@ -28,47 +43,74 @@ def attention_with_column_means(
         valid: For self-attention over padded tokens (Q = K): True where a token is real, (B, K), at least
             one per row. Padding receives no attention and does not count as a query in the means.
         dropout_p: Dropout on the attention weights of the output; the means are those without dropout.
+        backend: 'reference' holds the whole softmax matrix. The others take the output from torch's fused
+            attention: 'chunked' sums the columns a chunk of the matrix at a time, on any device, 'triton'
+            with kernels for GPUs. 'auto': 'triton' where it runs, else 'chunked'.
 
     Returns:
         The output (B, heads, Q, d) in v's dtype and the means (B, K), float32 or better, without gradient.
+
+    Raises:
+        ValueError: There is no such backend.
+        RuntimeError: The backend cannot run here; the message says why.
     """
+    backend = _choose_backend(backend, q)
+    if backend == 'reference':
+        return attention_with_column_means_reference(q, k, v, valid, dropout_p)
+    if backend == 'chunked' and valid is None and dropout_p == 0 and worthwhile(q, k):
+        out, means = cpu_attention(q, k, v)
+        return out, means.detach()
     mask = None if valid is None else valid[:, None, None, :]
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
+    lse = None
+    if q.device.type == 'cpu' and dropout_p == 0 and q.numel():
+        # What scaled_dot_product_attention calls on a CPU, which keeps the rows' log-sum-exp to itself.
+        if mask is not None:
+            mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=mask)
+    else:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
     with torch.no_grad():
-        return out, _column_means(q, k, valid)
+        if backend == 'chunked':
+            return out, chunked_column_means(q, k, lse, valid)
+        from mmsgformer.ops.attention_triton import triton_column_means  # Triton is optional
+
+        return out, triton_column_means(q, k, valid)
 
 
-def _column_means(q: Tensor, k: Tensor, valid: Tensor | None) -> Tensor:
-    """Column means of softmax(q k^T / sqrt(d)) over heads and (valid) queries: (B, K)."""
-    batch, heads, num_queries, head_dim = q.shape
-    num_keys = k.shape[2]
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    keys = (k * head_dim**-0.5).transpose(-2, -1)
-    sums = torch.zeros(batch, num_keys, dtype=dtype, device=q.device)
-    step = max(1, _CHUNK_ELEMENTS // max(1, batch * heads * num_keys))
-    for start in range(0, num_queries, step):
-        logits = (q[:, :, start : start + step] @ keys).to(dtype)
-        if valid is not None:
-            logits = logits.masked_fill(~valid[:, None, None, :], -torch.inf)
-        weights = logits.softmax(dim=-1)
-        if valid is not None:
-            weights = weights * valid[:, None, start : start + step, None]
-        sums += weights.sum(dim=(1, 2))
-    if valid is None:
-        return sums / (heads * num_queries)
-    return sums / (heads * valid.sum(dim=1, keepdim=True))
+def check_backend(backend: str) -> None:
+    """Raise a ValueError if there is no backend of this name."""
+    if backend not in BACKENDS:
+        raise ValueError(f'the attention backend must be one of {", ".join(BACKENDS)}, got {backend!r}')
+
+
+def _choose_backend(backend: str, q: Tensor) -> str:
+    """The backend to use for these queries."""
+    check_backend(backend)
+    if backend == 'auto':
+        # The kernels are for training types; in float64 nobody is in a hurry.
+        return 'triton' if q.is_cuda and _HAS_TRITON and q.dtype != torch.float64 else 'chunked'
+    if backend == 'triton' and not _HAS_TRITON:
+        raise RuntimeError("the attention backend 'triton' cannot run: Triton is not installed")
+    if backend == 'triton' and not q.is_cuda and os.environ.get('TRITON_INTERPRET') != '1':
+        raise RuntimeError(
+            f"the attention backend 'triton' cannot run: the tensors are on {q.device.type}; it needs a GPU, "
+            'or TRITON_INTERPRET=1 to be tested'
+        )
+    return backend
 
 
 def attention_with_column_means_reference(
-    q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None = None
+    q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None = None, dropout_p: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """`attention_with_column_means` as the formula says it, with the whole softmax matrix in memory."""
-    weights = []
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    outs, means = [], []
     for b in range(q.shape[0]):
-        logits = q[b] @ k[b].transpose(-2, -1) / q.shape[-1] ** 0.5
+        logits = q[b].to(dtype) @ k[b].to(dtype).transpose(-2, -1) / q.shape[-1] ** 0.5
         if valid is not None:
             logits[:, :, ~valid[b]] = -torch.inf
-        weights.append(logits.softmax(dim=-1))
-    out = torch.stack([w @ v[b] for b, w in enumerate(weights)])
-    means = [w if valid is None else w[:, valid[b]] for b, w in enumerate(weights)]
-    return out, torch.stack([w.detach().mean(dim=(0, 1)) for w in means])
+        weights = logits.softmax(dim=-1)
+        outs.append(F.dropout(weights, dropout_p) @ v[b].to(dtype))
+        counted = weights if valid is None else weights[:, valid[b]]
+        means.append(counted.detach().mean(dim=(0, 1)))
+    return torch.stack(outs).to(v.dtype), torch.stack(means)

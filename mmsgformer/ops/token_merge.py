@@ -31,7 +31,7 @@ def merge_tokens(
     batch, num_tokens, channels = tokens.shape
     runs = [
         _run_positions(start, stop, len(weight), tokens.device)
-        for (start, stop), weight in zip(_part_bounds(num_tokens, len(weights)), weights, strict=True)
+        for (start, stop), weight in zip(part_bounds(num_tokens, len(weights)), weights, strict=True)
     ]
     order = significance.argsort(dim=1, stable=True)
     # One gather for all parts, on the flattened batch: index_select is the fastest gather on CPU.
@@ -69,7 +69,7 @@ def merge_tokens_reference(
     return torch.stack(images)
 
 
-def _part_bounds(num_tokens: int, num_parts: int) -> list[tuple[int, int]]:
+def part_bounds(num_tokens: int, num_parts: int) -> list[tuple[int, int]]:
     """Where each part of the sorted tokens starts and stops."""
     quarter, half = num_tokens // 4, num_tokens // 2
     cuts = {2: [0, half, num_tokens], 3: [0, quarter, 3 * quarter, num_tokens]}[num_parts]

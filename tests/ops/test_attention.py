@@ -1,24 +1,47 @@
-"""Attention with column means against its reference."""
+"""Every backend of attention with column means against the reference."""
+
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from mmsgformer.ops import attention, attention_with_column_means, attention_with_column_means_reference
+from mmsgformer.ops import attention, attention_chunked, attention_with_column_means
+from mmsgformer.ops.attention_chunked import chunked_column_means
 
 SHAPES = [(2, 1, 49, 49, 16), (1, 4, 130, 17, 24), (3, 2, 1, 5, 32), (2, 3, 64, 64, 64)]
+# The Triton kernels are interpreted on a CPU; with `cuda` here all of this file runs on a GPU.
+DEVICE = os.environ.get('MMSGFORMER_TEST_DEVICE', 'cpu')
+BACKENDS = ['auto', 'chunked', 'triton']
 
 
-def inputs(batch, heads, queries, keys, dim, dtype=torch.float64):
+def inputs(batch, heads, queries, keys, dim, dtype=torch.float64, scale=1.0):
+    """q, k and v as the heads of one projection are: a transposed view of (B, N, heads, d)."""
     torch.manual_seed(0)
-    shapes = [(batch, heads, n, dim) for n in (queries, keys, keys)]
-    return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
+    leaves = [
+        (scale * torch.randn(batch, n, heads, dim)).to(DEVICE, dtype).requires_grad_()
+        for n in (queries, keys, keys)
+    ]
+    return leaves, [leaf.transpose(1, 2) for leaf in leaves]
 
 
 def some_valid(batch: int, keys: int) -> torch.Tensor:
     """A mask that differs between the rows and leaves at least one token in each."""
     valid = torch.arange(keys) % 3 != torch.arange(batch)[:, None] % 3
     valid[:, 0] = True
-    return valid
+    return valid.to(DEVICE)
+
+
+def run(backend, shape, valid=None, **how):
+    """Output, column means and the gradients at q, k and v."""
+    leaves, (q, k, v) = inputs(*shape, **how)
+    out, means = attention_with_column_means(q, k, v, valid, backend=backend)
+    assert not means.requires_grad
+    assert out.dtype == q.dtype
+    assert means.dtype == torch.promote_types(q.dtype, torch.float32)
+    out.to(means.dtype).square().sum().backward()
+    return [out, means, *(leaf.grad for leaf in leaves)]
 
 
 # A mask is for self-attention, where there are as many queries as keys.
@@ -26,47 +49,124 @@ CASES = [(shape, False) for shape in SHAPES] + [(shape, True) for shape in SHAPE
 
 
 @pytest.mark.parametrize(('shape', 'masked'), CASES)
-@pytest.mark.parametrize('chunk', [1, 300, 1 << 24])
-def test_agrees_with_the_reference(monkeypatch, shape, masked, chunk):
-    """Output, column means and gradients; also with the softmax matrix cut into many chunks."""
-    monkeypatch.setattr(attention, '_CHUNK_ELEMENTS', chunk)
-    batch, _, _, keys, _ = shape
-    valid = some_valid(batch, keys) if masked else None
-    results = []
-    for function in (attention_with_column_means, attention_with_column_means_reference):
-        q, k, v = inputs(*shape)
-        out, means = function(q, k, v, valid)
-        assert not means.requires_grad
-        out.square().sum().backward()
-        results.append([out, means, q.grad, k.grad, v.grad])
-    for ours, reference in zip(*results, strict=True):
-        torch.testing.assert_close(ours, reference, rtol=0, atol=1e-10)
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_agrees_with_the_reference(shape, masked, backend):
+    valid = some_valid(shape[0], shape[3]) if masked else None
+    ours = run(backend, shape, valid)
+    for ours_one, reference in zip(ours, run('reference', shape, valid), strict=True):
+        torch.testing.assert_close(ours_one, reference, rtol=0, atol=1e-10)
     if masked:
-        assert not results[0][1][~valid].any()
+        assert not ours[1][~valid].any()
+
+
+@pytest.mark.parametrize(('shape', 'masked'), CASES)
+@pytest.mark.parametrize('chunk', [1, 300])
+def test_the_size_of_chunks_does_not_matter(monkeypatch, shape, masked, chunk):
+    monkeypatch.setattr(attention_chunked, '_CHUNK_ELEMENTS', {DEVICE: chunk})
+    valid = some_valid(shape[0], shape[3]) if masked else None
+    for ours, reference in zip(run('chunked', shape, valid), run('reference', shape, valid), strict=True):
+        torch.testing.assert_close(ours, reference, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(
-    ('dtype', 'means_dtype', 'tolerance'),
-    [
-        (torch.float64, torch.float64, 1e-12),
-        (torch.float32, torch.float32, 1e-6),
-        (torch.bfloat16, torch.float32, 2e-2),
-        (torch.float16, torch.float32, 2e-3),
-    ],
+    ('dtype', 'tolerance'),
+    [(torch.float32, 2e-6), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)],
 )
-def test_means_are_float32_or_better_and_sum_to_one(dtype, means_dtype, tolerance):
-    q, k, v = inputs(2, 2, 300, 40, 32, dtype=dtype)
-    out, means = attention_with_column_means(q, k, v)
-    assert out.dtype == dtype
-    assert means.dtype == means_dtype
-    torch.testing.assert_close(means.sum(1), torch.ones(2, dtype=means_dtype), rtol=0, atol=1e-5)
-    expected = attention_with_column_means_reference(q.double(), k.double(), v.double())[1]
-    torch.testing.assert_close(means.double() * 40, expected * 40, rtol=0, atol=tolerance * 10)
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('head_dim', [16, 24, 64])
+def test_precision(dtype, tolerance, backend, head_dim):
+    """Outputs and gradients are as exact as the type allows, relative to their norm; means are float32's."""
+    shape = (2, 2, 150, 70, head_dim)
+    ours = run(backend, shape, dtype=dtype)
+    leaves, _ = inputs(*shape, dtype=dtype)
+    q, k, v = (leaf.detach().double().transpose(1, 2).requires_grad_() for leaf in leaves)
+    out, means = attention_with_column_means(q, k, v, backend='reference')
+    out.square().sum().backward()
+    expected = [out, means, *(t.grad.transpose(1, 2) for t in (q, k, v))]
+    for i, (one, exact) in enumerate(zip(ours, expected, strict=True)):
+        limit = 2e-6 if i == 1 else tolerance
+        assert (one.double() - exact).norm() < limit * exact.norm(), i
 
 
-def test_dropout_leaves_the_means_alone():
-    q, k, v = inputs(2, 2, 30, 20, 16)
-    out, means = attention_with_column_means(q, k, v)
-    dropped_out, dropped_means = attention_with_column_means(q, k, v, dropout_p=0.5)
-    assert torch.equal(means, dropped_means)
-    assert not torch.equal(out, dropped_out)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('backend', ['reference', *BACKENDS])
+@pytest.mark.parametrize('scale', [30.0, 100.0])
+def test_large_activations_stay_finite(dtype, backend, scale):
+    """Products of queries and keys past float16's largest number, 65504, and far past exp's."""
+    out, means, *_ = run(backend, (2, 2, 60, 60, 32), some_valid(2, 60), dtype=dtype, scale=scale)
+    assert out.isfinite().all()
+    # Logits of 50000 are rounded by 0.004.
+    torch.testing.assert_close(means.sum(1), torch.ones_like(means[:, 0]), rtol=0, atol=0.01)
+    assert run(backend, (1, 1, 9, 9, 32), dtype=torch.bfloat16, scale=1e6)[1].isfinite().all()
+    grads = run(backend, (2, 2, 60, 60, 32), dtype=torch.float32, scale=scale)[2:]
+    assert all(grad.isfinite().all() for grad in grads)
+
+
+def test_memory_grows_with_the_tokens_only():
+    """What is kept for the backward pass has no softmax matrix in it: q, k, v, output, one number per row."""
+    _, (q, k, v) = inputs(1, 2, 400, 300, 16, dtype=torch.float32)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):
+        attention_with_column_means(q, k, v, backend='chunked')
+    assert sum(kept) <= 2 * q.numel() + k.numel() + v.numel() + 2 * 400
+
+
+@pytest.mark.parametrize('masked', [False, True])
+def test_the_operator_is_sound(masked):
+    """Its schema and its shapes for torch.compile, as torch checks them."""
+    _, (q, k, _) = inputs(2, 2, 9, 9, 4)
+    torch.library.opcheck(
+        chunked_column_means, (q.detach(), k.detach(), None, some_valid(2, 9) if masked else None)
+    )
+
+
+@pytest.mark.parametrize('backend', ['reference', *BACKENDS])
+def test_dropout_leaves_the_means_alone(backend):
+    _, (q, k, v) = inputs(2, 2, 30, 20, 16)
+    out, means = attention_with_column_means(q, k, v, backend=backend)
+    dropped_out, dropped_means = attention_with_column_means(q, k, v, dropout_p=0.5, backend=backend)
+    torch.testing.assert_close(means, dropped_means)
+    assert not torch.allclose(out, dropped_out)
+
+
+def test_an_unknown_backend_is_named():
+    _, (q, k, v) = inputs(1, 1, 4, 4, 16)
+    with pytest.raises(ValueError, match="one of auto, reference, chunked, triton, got 'cuda'"):
+        attention_with_column_means(q, k, v, backend='cuda')
+
+
+@pytest.mark.skipif(DEVICE != 'cpu', reason='on a GPU every backend runs')
+def test_a_backend_that_cannot_run_says_why(monkeypatch):
+    """And `auto` does without it."""
+    _, (q, k, v) = inputs(1, 1, 4, 4, 16)
+    monkeypatch.setenv('TRITON_INTERPRET', '0')
+    with pytest.raises(RuntimeError, match="'triton' cannot run: the tensors are on cpu; it needs a GPU"):
+        attention_with_column_means(q, k, v, backend='triton')
+    monkeypatch.setattr(attention, '_HAS_TRITON', False)
+    with pytest.raises(RuntimeError, match='Triton is not installed'):
+        attention_with_column_means(q, k, v, backend='triton')
+    attention_with_column_means(q, k, v)
+
+
+COMPILE = """
+import subprocess
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from mmsgformer.ops import attention_triton
+
+constants = {'scale': 32**-0.5, 'has_valid': True, 'widen': False, 'rows': 64, 'columns': 64, 'channels': 32}
+types = {'q': '*bf16', 'k': '*bf16', 'valid': '*u8', 'lse': '*fp32', 'sums': '*fp32'}
+for kernel in (attention_triton._row_lse_kernel, attention_triton._column_sums_kernel):
+    signature = {n: 'constexpr' if n in constants else types.get(n, 'i32') for n in kernel.arg_names}
+    triton.compile(ASTSource(kernel, signature, constants), target=GPUTarget('cuda', 90, 32))
+"""
+
+
+def test_kernels_compile_for_a_gpu():
+    """The interpreter takes what the compiler does not; compiling needs no GPU."""
+    environment = {**os.environ, 'TRITON_INTERPRET': '0'}
+    result = subprocess.run(
+        [sys.executable, '-c', COMPILE], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,68 @@
+"""Matrix products with weights, on a CPU by oneDNN.
+
+torch leaves float32 products to MKL, which runs at about half speed on processors that are not Intel's, and
+convolutions to oneDNN, which runs at full speed on both. Its product is an operator of torch too, made for
+torch.compile.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+_HAS_ONEDNN = torch.backends.mkldnn.is_available()
+
+
+class Linear(nn.Linear):
+    """torch's linear layer, computed by `linear`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., C) -> (..., C')."""
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`torch.nn.functional.linear`: x (..., C), weight (C', C) and bias (C',) -> (..., C')."""
+    if not onednn_can(x, weight):
+        return F.linear(x, weight, bias)
+    rows = _OneDNNLinear.apply(x.reshape(-1, x.shape[-1]), weight, bias)
+    return rows.view(*x.shape[:-1], -1)
+
+
+def onednn_can(x: Tensor, weight: Tensor) -> bool:
+    """Plain float32 on a CPU, where torch has oneDNN and nobody records the operators."""
+    return (
+        _HAS_ONEDNN
+        and x.device.type == weight.device.type == 'cpu'
+        and x.dtype == weight.dtype == torch.float32
+        and x.numel() > 0
+        and not torch.is_autocast_enabled('cpu')
+        and not torch.jit.is_tracing()
+        and not torch.compiler.is_exporting()
+    )
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x (N, C) @ weight (C', C)^T + bias -> (N, C')."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, 'none', [], '')
+
+
+class _OneDNNLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        need_x, need_weight, need_bias = ctx.needs_input_grad
+        grad_x = product(grad, weight.t()) if need_x else None
+        grad_bias = grad.sum(dim=0) if need_bias else None
+        if not need_weight:
+            return grad_x, None, grad_bias
+        # Of the product and its transpose the one with fewer rows is faster.
+        if grad.shape[1] <= x.shape[1]:
+            return grad_x, product(grad.t(), x.t()), grad_bias
+        return grad_x, product(x.t(), grad.t()).t(), grad_bias

@@ -1,0 +1,51 @@
+"""Products by oneDNN against torch's own, in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmsgformer.ops import Linear, linear
+from mmsgformer.ops.linear import onednn_can
+
+SHAPES = [((5, 7), 3), ((2, 6, 4, 16), 64), ((3, 40, 64), 16), ((1, 1, 8), 8)]
+
+
+@pytest.mark.parametrize('bias', [True, False])
+@pytest.mark.parametrize(('shape', 'out'), SHAPES)
+@pytest.mark.parametrize('layout', ['contiguous', 'channels first', 'every other channel'])
+def test_outputs_and_gradients(shape, out, bias, layout):
+    torch.manual_seed(0)
+    x = torch.randn(shape)
+    if layout == 'channels first':
+        x = x.movedim(-1, 1).contiguous().movedim(1, -1)
+    elif layout == 'every other channel':
+        x = torch.randn(*shape[:-1], 2 * shape[-1])[..., ::2]
+    inputs = [x, torch.randn(out, shape[-1]), torch.randn(out) if bias else None]
+    probe = torch.randn(*shape[:-1], out)
+    results = []
+    for function, dtype in ((linear, torch.float32), (F.linear, torch.float64)):
+        leaves = [t if t is None else t.detach().to(dtype).requires_grad_() for t in inputs]
+        y = function(*leaves)
+        assert y.shape == probe.shape
+        results.append([y, *torch.autograd.grad(y, [t for t in leaves if t is not None], probe.to(dtype))])
+    for ours, exact in zip(*results, strict=True):
+        torch.testing.assert_close(ours.double(), exact, rtol=1e-4, atol=1e-4)
+
+
+def test_it_is_used_for_plain_float32_on_a_cpu_only():
+    x, weight = torch.randn(4, 8), torch.randn(2, 8)
+    assert onednn_can(x, weight) == torch.backends.mkldnn.is_available()
+    assert not onednn_can(x.double(), weight.double())
+    assert not onednn_can(x.to('meta'), weight.to('meta'))
+    assert not onednn_can(x[:0], weight)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert not onednn_can(x, weight)
+        assert linear(x, weight).dtype == torch.bfloat16
+
+
+def test_only_what_needs_a_gradient_gets_one():
+    layer = Linear(8, 2)
+    layer.weight.requires_grad_(False)
+    layer(torch.randn(4, 8)).sum().backward()
+    assert layer.weight.grad is None
+    torch.testing.assert_close(layer.bias.grad, torch.full((2,), 4.0))

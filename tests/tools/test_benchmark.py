@@ -1,0 +1,26 @@
+"""The benchmark runs, and writes what it measured."""
+
+import json
+
+
+def test_times_memory_and_tables(run_tool, tmp_path):
+    """Two backbones by preset and by config, with ratios to the first."""
+    small = "{'type': 'SGFormer', 'arch': {'embed_dims': (32, 64, 128, 256), 'depths': (1, 1, 2, 1), "
+    small += "'num_heads': (2, 4, 8, 16)}}"
+    arguments = ['--inputs', '64x96:2', '--modes', 'train', '--rounds', 1, '--warmup', 1, '--amp', 'bf16']
+    result = run_tool('benchmark.py', 'swin-t', f'small={small}', *arguments, '--out', tmp_path)
+    assert result.returncode == 0, result.stderr
+    results = json.loads((tmp_path / 'benchmark.json').read_text())['results']
+    assert [r['backbone'] for r in results] == ['swin-t', 'small']
+    assert all(r['seconds'] > 0 and r['peak_mib'] > 0 and r['gmacs'] > 0 for r in results)
+    lines = (tmp_path / 'benchmark.md').read_text().splitlines()
+    assert lines[-2].startswith('| train 64x96, batch 2 | swin-t |')
+    assert '(1.00)' in lines[-2]
+    assert (tmp_path / 'benchmark.png').stat().st_size > 0
+
+
+def test_what_it_cannot_read_is_named(run_tool):
+    for arguments in (['resnet'], ['x={}'], ['swin-t', '--inputs', '2:x']):
+        result = run_tool('benchmark.py', *arguments)
+        assert result.returncode == 2
+        assert 'is neither one of' in result.stderr or 'is not SIZE[:BATCH]' in result.stderr
