@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -9,14 +10,23 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 
+from mmsgformer.model_index import read_models
+
 ROOT = Path(__file__).parents[1]
-LEAVES = sorted(p for folder in ('coco', 'ade20k') for p in (ROOT / 'configs' / folder).glob('*.py'))
+LEAVES = sorted(
+    p for folder in ('imagenet', 'coco', 'ade20k') for p in (ROOT / 'configs' / folder).glob('*.py')
+)
+PARAMETERS = {model.name: model.parameters for model in read_models(ROOT)}
+SWAP = sorted((ROOT / 'configs' / 'swap').glob('*.py'))
 DEMO = sorted((ROOT / 'configs' / 'demo').glob('*.py'))
 
 
 def build(cfg: Config) -> torch.nn.Module:
+    """The config's model. Its weights are not drawn: they do not matter here, and that takes the time."""
     init_default_scope(cfg.default_scope)
-    return MODELS.build(cfg.model)
+    draws = ('trunc_normal_', 'normal_', 'uniform_', 'kaiming_uniform_', 'xavier_uniform_')
+    with mock.patch.multiple('torch.nn.init', **{name: lambda x, *_, **__: x for name in draws}):
+        return MODELS.build(cfg.model)
 
 
 @pytest.mark.parametrize('path', LEAVES + DEMO, ids=lambda p: p.stem)
@@ -25,31 +35,66 @@ def test_builds_and_agrees_with_its_name(path):
     model = build(cfg)
     backbone = model.backbone
     assert type(backbone).__name__ == 'SGFormer'
-    neck = model.neck if cfg.default_scope == 'mmdet' else model.decode_head
-    assert tuple(neck.in_channels) == backbone.embed_dims
+    if cfg.default_scope == 'mmpretrain':
+        assert (backbone.out_indices, model.head.in_channels) == ((3,), backbone.embed_dims[-1])
+    else:
+        neck = model.neck if hasattr(model, 'neck') else model.decode_head
+        assert tuple(neck.in_channels) == backbone.embed_dims
     for arch, (dims, depths) in {'s': (64, 16), 'm': (64, 28), 'b': (96, 24), 'tiny': (32, 4)}.items():
         if f'sgformer-{arch}_' in path.name:
             assert (backbone.embed_dims[0], backbone.depths[2]) == (dims, depths)
+    if path in LEAVES:
+        assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[path.stem]
 
 
-@pytest.mark.parametrize('path', LEAVES, ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', LEAVES + SWAP, ids=lambda p: p.stem)
 def test_a_leaf_says_only_what_differs(path):
     assert len(path.read_text().splitlines()) <= 10
 
 
 @pytest.mark.parametrize(
     ('pattern', 'lr', 'weight_decay', 'length'),
-    [('coco/*_1x_*', 1e-4, 0.05, 12), ('ade20k/*', 6e-5, 0.01, 160000)],
+    [
+        ('imagenet/*', 1e-3, 0.05, 300),
+        ('coco/mask-rcnn*_1x_*', 1e-4, 0.05, 12),
+        ('coco/retinanet*_1x_*', 1e-4, 0.05, 12),
+        ('coco/mask-rcnn*_ms-3x_*', 1e-4, 0.05, 36),
+        ('coco/cascade-mask-rcnn*_ms-3x_*', 1e-4, 0.05, 36),
+        ('ade20k/*upernet*', 6e-5, 0.01, 160000),
+        ('ade20k/*semantic-fpn*', 1e-4, 1e-4, 80000),
+    ],
 )
 def test_recipe(pattern, lr, weight_decay, length):
-    paths = list((ROOT / 'configs').glob(pattern))
+    paths = list((ROOT / 'configs').glob(f'{pattern}.py'))
     assert len(paths) == 3
     for path in paths:
         cfg = Config.fromfile(path)
         optimizer = cfg.optim_wrapper.optimizer
         assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', lr, weight_decay)
         assert cfg.train_cfg.get('max_epochs', cfg.train_cfg.get('max_iters')) == length
-        assert cfg.train_dataloader.batch_size * 8 == cfg.auto_scale_lr.base_batch_size == 16
+        assert cfg.param_scheduler[-1].end == length
+        base = 1024 if 'imagenet' in pattern else 16
+        assert cfg.train_dataloader.batch_size * 8 == cfg.auto_scale_lr.base_batch_size == base
+
+
+@pytest.mark.parametrize(
+    ('arch', 'drop_path_rate', 'parameters'),
+    [('s', 0.1, 22_545_981), ('m', 0.2, 38_689_316), ('b', 0.4, 77_950_293)],
+)
+def test_classification_recipe(arch, drop_path_rate, parameters):
+    """The numbers of the paper's ImageNet recipe that `test_recipe` does not hold."""
+    cfg = Config.fromfile(ROOT / f'configs/imagenet/sgformer-{arch}_8xb128_in1k.py')
+    assert cfg.model.backbone.drop_path_rate == drop_path_rate
+    assert sum(p.numel() for p in build(cfg).parameters()) == parameters
+    warm_up, cosine = cfg.param_scheduler
+    assert (warm_up.end, cosine.begin, cosine.end, cosine.eta_min) == (20, 20, 300, 1e-5)
+    (ema,) = cfg.custom_hooks
+    assert (ema.type, 1 - ema.momentum) == ('EMAHook', pytest.approx(0.99992, abs=1e-9))
+    assert cfg.model.head.loss.label_smooth_val == 0.1
+    assert {a.type: a.alpha for a in cfg.model.train_cfg.augments} == {'Mixup': 0.8, 'CutMix': 1.0}
+    steps = {step.type: step for step in cfg.train_dataloader.dataset.pipeline}
+    assert (steps['RandAugment'].magnitude_level, steps['RandAugment'].magnitude_std) == (9, 0.5)
+    assert steps['RandomErasing'].erase_prob == 0.25
 
 
 @pytest.mark.parametrize('path', [p for p in LEAVES if 'sgformer-s' in p.name], ids=lambda p: p.stem)

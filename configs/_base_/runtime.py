@@ -3,7 +3,11 @@ default_hooks = dict(
     timer=dict(type='IterTimerHook'),
     logger=dict(type='LoggerHook', interval=50),
     param_scheduler=dict(type='ParamSchedulerHook'),
-    checkpoint=dict(type='CheckpointHook', interval=1, max_keep_ckpts=3),
+    checkpoint=dict(
+        type='CheckpointHook', interval=1, max_keep_ckpts=3, backend_args=dict(backend='checkpoints')
+    ),
+    checkpoint_load=dict(type='CheckpointLoadHook'),
+    bad_number=dict(type='BadNumberHook'),
     sampler_seed=dict(type='DistSamplerSeedHook'),
 )
 env_cfg = dict(

@@ -1,0 +1,5 @@
+_base_ = 'mask-rcnn_sgformer-s_fpn_ms-3x_coco.py'
+model = dict(
+    backbone=dict(arch='b', drop_path_rate=0.4),
+    neck=dict(in_channels=[96, 192, 384, 768]),
+)

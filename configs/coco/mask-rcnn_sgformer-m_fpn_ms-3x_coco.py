@@ -1,0 +1,2 @@
+_base_ = 'mask-rcnn_sgformer-s_fpn_ms-3x_coco.py'
+model = dict(backbone=dict(arch='m'))

@@ -1,0 +1,6 @@
+_base_ = 'mmdet::dino/dino-4scale_r50_8xb2-12e_coco.py'
+custom_imports = dict(imports=['mmsgformer'], allow_failed_imports=False)
+model = dict(
+    backbone=dict(_delete_=True, type='SGFormer', arch='s', drop_path_rate=0.2, out_indices=(1, 2, 3)),
+    neck=dict(in_channels=[128, 256, 512]),
+)

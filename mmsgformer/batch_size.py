@@ -1,0 +1,87 @@
+"""Images per optimizer step: what a recipe assumes, what a run does, and how to make them agree."""
+
+import logging
+import os
+
+from mmengine.config import Config, ConfigDict
+from mmengine.logging import print_log
+
+# What each of MMEngine's launchers calls the number of processes.
+_WORLD_SIZE = {'pytorch': 'WORLD_SIZE', 'slurm': 'SLURM_NTASKS', 'mpi': 'OMPI_COMM_WORLD_SIZE'}
+
+
+def num_processes(launcher: str) -> int:
+    """Processes that this launcher started, 1 without a launcher."""
+    return int(os.environ.get(_WORLD_SIZE.get(launcher, ''), 1))
+
+
+def accumulate_to_base(cfg: Config, processes: int) -> None:
+    """Accumulate gradients until an optimizer step sees as many images as the recipe assumes, in place.
+
+    MMEngine counts iterations, and now several make a step. So all that a config counts in iterations grows
+    by the same factor: the length of training, warm-up and decay, validation, checkpoints, and the EMA.
+
+    Args:
+        cfg: A training config with `auto_scale_lr.base_batch_size`.
+        processes: Processes that train together.
+
+    Raises:
+        ValueError: The config does not say its batch size, or that is not a multiple of what the processes
+            see at once.
+    """
+    base = _base_batch_size(cfg)
+    if base is None:
+        raise ValueError(f'{cfg.filename} has no auto_scale_lr.base_batch_size')
+    at_once = processes * cfg.train_dataloader.batch_size
+    if base % at_once:
+        raise ValueError(
+            f'{processes} x {cfg.train_dataloader.batch_size} images at once do not divide the {base} of the '
+            'recipe; choose another train_dataloader.batch_size'
+        )
+    factor = base // at_once
+    cfg.optim_wrapper.accumulative_counts = factor
+    if 'max_iters' in cfg.train_cfg:
+        _multiply(cfg.train_cfg, ('max_iters', 'val_interval'), factor)
+    schedulers = cfg.get('param_scheduler') or []
+    for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
+        if not scheduler.get('by_epoch', True):
+            _multiply(scheduler, ('begin', 'end', 'T_max', 'milestones'), factor)
+    checkpoint = cfg.get('default_hooks', {}).get('checkpoint', {})
+    if not checkpoint.get('by_epoch', True):
+        _multiply(checkpoint, ('interval',), factor)
+    for hook in cfg.get('custom_hooks') or []:
+        if hook['type'] == 'EMAHook':
+            hook['interval'] = hook.get('interval', 1) * factor
+
+
+def report_batch_size(cfg: Config, processes: int) -> None:
+    """Log the images per optimizer step; warn if they are not those of the recipe."""
+    counts = cfg.optim_wrapper.get('accumulative_counts', 1)
+    batch_size = cfg.train_dataloader.batch_size
+    actual, base = processes * batch_size * counts, _base_batch_size(cfg)
+    text = (
+        f'Batch size: {processes} process(es) x {batch_size} images x {counts} accumulated = {actual} per '
+        f'optimizer step; the recipe assumes {base or "none"}.'
+    )
+    level = logging.INFO
+    if base not in (None, actual):
+        if cfg.auto_scale_lr.get('enable'):
+            text += f' The learning rate is scaled by {actual / base:g}.'
+        else:
+            level = logging.WARNING
+            text += ' The learning rate fits the latter: add --accumulate or --auto-scale-lr.'
+    print_log(text, 'current', level)
+
+
+def _base_batch_size(cfg: Config) -> int | None:
+    return (cfg.get('auto_scale_lr') or {}).get('base_batch_size')
+
+
+def _multiply(node: ConfigDict, keys: tuple[str, ...], factor: int) -> None:
+    """Multiply those entries, numbers or lists of numbers, that are there."""
+    for key in keys:
+        value = node.get(key)
+        if isinstance(value, (list, tuple)):
+            node[key] = [v * factor for v in value]
+        elif value is not None:
+            node[key] = value * factor
