@@ -11,7 +11,8 @@ import sys
 import time
 from pathlib import Path
 
-from demo_pictures import draw_curves, draw_detections, draw_segmentations, read_scalars
+from demo_pictures import draw_detections, draw_segmentations
+from plot_logs import draw_curves, read_curves
 from rich.console import Console
 from rich.table import Table
 
@@ -31,6 +32,8 @@ METRICS = {
     },
     'segmenter': {'mIoU': ('mIoU', 0.60, 100)},
 }
+CURVES = ('loss', 'coco/bbox_mAP_50', 'mIoU')
+WATCH = ('default_hooks.significance.type=SignificanceVisHook', 'default_hooks.significance.interval=50')
 console = Console(highlight=False)
 
 
@@ -54,6 +57,12 @@ def run(title: str, *command: object, follow: Path | None = None) -> None:
     if process.returncode:
         console.print('\n'.join(log.read_text().splitlines()[-20:]), markup=False)
         raise SystemExit(f'{title} failed; the whole log is {log}')
+
+
+def read_scalars(work_dir: Path) -> list[dict]:
+    """What MMEngine's training run in this folder logged so far, one dict per entry."""
+    files = sorted(work_dir.glob('*/vis_data/scalars.json'))
+    return [json.loads(line) for line in files[-1].read_text().splitlines()] if files else []
 
 
 def show_progress(work_dir: Path | None, shown: int) -> int:
@@ -80,7 +89,8 @@ def train_and_test(task: str) -> dict[str, float]:
     """Train, test and dump predictions for one task; returns the metrics on held-out images."""
     work_dir = OUT / task
     common = ('--data-root', DATA, '--work-dir', work_dir)
-    run(f'train the {task}', 'tools/train.py', CONFIGS[task], *common, follow=work_dir)
+    train = ('tools/train.py', CONFIGS[task], *common, '--cfg-options', *WATCH)
+    run(f'train the {task}', *train, follow=work_dir)
     checkpoint = (work_dir / 'last_checkpoint').read_text()
     predictions = work_dir / 'predictions.pkl'
     run(f'test the {task}', 'tools/test.py', CONFIGS[task], checkpoint, *common, '--out', predictions)
@@ -103,10 +113,13 @@ def main() -> None:
             value = results[key] / scale
             reached &= target is None or value >= target
             table.add_row(task, name, f'{value:.3f}', '' if target is None else f'>= {target:.2f}')
+    evolution = OUT / 'evolution.png'
+    run('draw the evolution', 'tools/make_evolution.py', OUT / 'detector', evolution, '--rows', 5)
     pictures = [
+        evolution,
         draw_detections(DATA, OUT / 'detector' / 'predictions.pkl', OUT / 'detections.png'),
         draw_segmentations(DATA, OUT / 'segmenter' / 'predictions.pkl', OUT / 'segmentations.png'),
-        draw_curves({task: OUT / task for task in CONFIGS}, METRICS, OUT / 'curves.png'),
+        draw_curves({task: read_curves(OUT / task) for task in CONFIGS}, CURVES, OUT / 'curves.png'),
     ]
     console.print(table)
     console.print('Pictures: ' + ', '.join(map(str, pictures)))

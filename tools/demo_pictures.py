@@ -1,8 +1,6 @@
-"""The demo's pictures: predictions beside ground truth, loss and metric curves."""
+"""The demo's pictures: predictions beside ground truth."""
 
 import contextlib
-import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import cv2
@@ -23,12 +21,6 @@ COLORS = ('#D55E00', '#56B4E9', '#009E73', '#F0E442')
 NUM_PICTURES = 6
 SCORE_THRESHOLD = 0.5
 ROWS = ('image', 'ground truth', 'prediction')
-
-
-def read_scalars(work_dir: Path) -> list[dict]:
-    """What MMEngine's newest training run in this folder logged so far, one dict per entry."""
-    files = sorted(work_dir.glob('*/vis_data/scalars.json'))
-    return [json.loads(line) for line in files[-1].read_text().splitlines()] if files else []
 
 
 def _sheet(title: str) -> tuple[plt.Figure, np.ndarray]:
@@ -110,37 +102,6 @@ def draw_segmentations(data: Path, predictions: Path, out: Path) -> Path:
         column[0].imshow(image)
         for ax, label in zip(column[1:], labels, strict=True):
             _paint(ax, image, [(kind, label == kind) for kind in range(len(CLASSES))], 0.8)
-    fig.savefig(out, dpi=110)
-    plt.close(fig)
-    return out
-
-
-def draw_curves(
-    work_dirs: Mapping[str, Path],
-    metrics: Mapping[str, Mapping[str, tuple[str, float | None, float]]],
-    out: Path,
-) -> Path:
-    """Training loss and held-out metrics of each run, from MMEngine's logs."""
-    fig, axes = plt.subplots(2, len(work_dirs), figsize=(11, 6), sharex='col', layout='constrained')
-    for column, (task, work_dir) in zip(axes.T, work_dirs.items(), strict=True):
-        scalars = read_scalars(work_dir)
-        training = [entry for entry in scalars if 'loss' in entry]
-        column[0].plot([e['iter'] for e in training], [e['loss'] for e in training], color='#0072B2')
-        column[0].set(title=task, ylabel='training loss', ylim=(0, None))
-        # A validation entry belongs to the iteration of the training entry before it.
-        for (key, (name, target, scale)), color in zip(metrics[task].items(), COLORS, strict=False):
-            points, iteration = [], 0
-            for entry in scalars:
-                iteration = entry.get('iter', iteration)
-                if key in entry:
-                    points.append((iteration, entry[key] / scale))
-            column[1].plot(*zip(*points, strict=True), marker='o', color=color, label=name)
-            if target is not None:
-                column[1].axhline(target, color=color, linestyle=':', label=f'{name} expected: {target:.2f}')
-        column[1].set(xlabel='iteration', ylabel='on held-out images', ylim=(0, 1))
-        column[1].legend(fontsize=9)
-        for ax in column:
-            ax.grid(alpha=0.3)
     fig.savefig(out, dpi=110)
     plt.close(fig)
     return out

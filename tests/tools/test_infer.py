@@ -1,0 +1,65 @@
+"""tools/infer.py on a folder with a bad image and on a video, as a user would run it."""
+
+import json
+from pathlib import Path
+
+import mmcv
+import numpy as np
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from pycocotools import mask as coco_mask
+
+CONFIGS = Path(__file__).parents[2] / 'configs' / 'demo'
+
+
+def model_arguments(config: str, folder: Path) -> list:
+    """The config and a checkpoint of a freshly initialised model."""
+    cfg = Config.fromfile(CONFIGS / config)
+    init_default_scope(cfg.default_scope)
+    torch.save({'state_dict': MODELS.build(cfg.model).state_dict()}, folder / 'weights.pth')
+    return ['--config', CONFIGS / config, '--checkpoint', folder / 'weights.pth', '--device', 'cpu']
+
+
+def test_a_folder_with_a_bad_image(run_tool, shapes, tmp_path):
+    images, out = tmp_path / 'images', tmp_path / 'out'
+    images.mkdir()
+    (images / 'bad.jpg').write_text('no image')
+    (images / 'good.jpg').write_bytes((shapes / 'val2017' / '000001.jpg').read_bytes())
+    arguments = model_arguments('sgformer-tiny_upernet_shapes.py', tmp_path)
+    result = run_tool('infer.py', images, *arguments, '--out-dir', out)
+    assert result.returncode == 1
+    assert 'bad.jpg is no image' in result.stderr
+    assert 'Traceback' not in result.stderr
+    (prediction,) = json.loads((out / 'predictions.json').read_text()).values()
+    labels = mmcv.imread(str(out / prediction['label_map']), flag='unchanged')
+    assert labels.shape == mmcv.imread(str(out / 'pictures' / 'good.jpg.png')).shape[:2] == (128, 128)
+    assert sum(prediction['shares'].values()) == pytest.approx(1)
+    assert len(prediction['shares']) == len(np.unique(labels))
+
+
+def test_a_video(run_tool, shapes, tmp_path):
+    video, out = tmp_path / 'scene.avi', tmp_path / 'out'
+    frames = str(shapes / 'val2017')
+    mmcv.frames2video(frames, str(video), fps=5, start=1, end=4, fourcc='MJPG', show_progress=False)
+    arguments = model_arguments('mask-rcnn_sgformer-tiny_fpn_shapes.py', tmp_path)
+    result = run_tool('infer.py', video, *arguments, '--out-dir', out)
+    assert result.returncode == 0, result.stderr
+    predictions = json.loads((out / 'predictions.json').read_text())
+    assert len(predictions) == len(mmcv.VideoReader(str(out / 'scene.mp4'))) == 3
+    for prediction in predictions.values():
+        for found in prediction['instances']:
+            assert found['class'] in ('disc', 'square', 'triangle', 'star')
+            assert coco_mask.decode(found['mask']).shape == (128, 128)
+            assert len(found['box']) == 4
+
+
+@pytest.mark.parametrize('name', ['broken.mp4', 'empty'])
+def test_what_cannot_be_read_is_named(run_tool, name, tmp_path):
+    (tmp_path / 'broken.mp4').write_text('no video')
+    (tmp_path / 'empty').mkdir()
+    result = run_tool('infer.py', tmp_path / name, '--config', 'a.py', '--checkpoint', 'b', '--out-dir', 'c')
+    assert result.returncode == 1
+    assert name in result.stderr
+    assert 'Traceback' not in result.stderr

@@ -1,0 +1,35 @@
+"""tools/measure_significance.py, with weights for which the answer is known."""
+
+import re
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS, init_default_scope
+
+FOLDER = Path(__file__).parents[2] / 'configs' / 'demo'
+CONFIGS = ('mask-rcnn_sgformer-tiny_fpn_shapes.py', 'sgformer-tiny_upernet_shapes.py')
+
+
+def test_weights_of_before_training_give_the_same_after_it(run_tool, shapes, tmp_path):
+    """The objects are the same ones too, whether annotated as instances or as label maps."""
+    areas = set()
+    for name in CONFIGS:
+        cfg = Config.fromfile(FOLDER / name)
+        init_default_scope(cfg.default_scope)
+        torch.manual_seed(0)
+        model = revert_sync_batchnorm(MODELS.build(cfg.model))
+        model.init_weights()
+        torch.save({'state_dict': model.state_dict()}, tmp_path / 'weights.pth')
+        arguments = (FOLDER / name, tmp_path / 'weights.pth', '--data-root', shapes)
+        result = run_tool('measure_significance.py', *arguments, COLUMNS='120')
+        assert result.returncode == 0, result.stderr
+        areas.add(re.search(r'objects cover ([\d.]+)%', result.stdout)[1])
+        lines = [line for line in result.stdout.splitlines() if ', block' in line]
+        rows = [re.findall(r'[\d.]+', line.split('block')[1]) for line in lines]
+        assert len(rows) == 4  # hybrid-scale blocks
+        for _, before, after, finest_before, finest_after in rows:
+            assert float(before) > 0
+            assert (before, finest_before) == (after, finest_after)
+    assert len(areas) == 1

@@ -1,0 +1,111 @@
+"""Run a trained model on an image, a folder of images or a video: pictures, and predictions as JSON.
+
+OUT_DIR/pictures/IMAGE.png has the predictions drawn (a video comes out as OUT_DIR/NAME.mp4 too);
+OUT_DIR/predictions.json has, by image name, boxes (x1, y1, x2, y2 in pixels) with masks as COCO's RLE, or the
+share of the image of each class with OUT_DIR/label_maps/IMAGE.png, or the class of the whole image.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+
+import mmcv
+import numpy as np
+from mmengine.structures import BaseDataElement
+from pycocotools import mask as coco_mask
+from rich.progress import track
+
+from mmsgformer.checkpoint_files import CheckpointError
+from mmsgformer.cli import predictor_parser
+from mmsgformer.inference import Predictor, find_images
+
+VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm')
+
+
+def describe(sample: BaseDataElement, classes: tuple[str, ...], label_map: Path) -> dict:
+    """A data sample's predictions as plain values; a segmentation's label map is written to a PNG file."""
+    if 'pred_instances' in sample:
+        found = sample.pred_instances.numpy()
+        instances = [
+            {'class': classes[label], 'score': float(score), 'box': box.tolist()}
+            for label, score, box in zip(found.labels, found.scores, found.bboxes, strict=True)
+        ]
+        for instance, mask in zip(instances, found.get('masks', []), strict=False):
+            rle = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+            instance['mask'] = {'size': rle['size'], 'counts': rle['counts'].decode()}
+        return {'instances': instances}
+    if 'pred_sem_seg' in sample:
+        labels = sample.pred_sem_seg.data[0].numpy().astype(np.uint8)
+        mmcv.imwrite(labels, str(label_map))
+        shares = np.bincount(labels.flatten(), minlength=len(classes)) / labels.size
+        present = {classes[i]: float(share) for i, share in enumerate(shares) if share}
+        return {'label_map': f'label_maps/{label_map.name}', 'shares': present}
+    label = int(sample.pred_label)
+    return {'class': classes[label], 'score': float(sample.pred_score[label])}
+
+
+def main() -> None:
+    """Parse the arguments, predict; an unreadable image is reported and makes the exit code 1."""
+    parser = predictor_parser(__doc__)
+    parser.add_argument('input', type=Path, help='an image, a folder of images, or a video')
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as frames:
+        try:
+            is_video = args.input.suffix.lower() in VIDEOS
+            if is_video:
+                video = read_video(args.input)
+                video.cvt2frames(frames, show_progress=False)
+            images = find_images(frames if is_video else args.input)
+            predictor = Predictor(args.config, args.checkpoint, args.device)
+        except (CheckpointError, FileNotFoundError) as error:
+            raise SystemExit(f'error: {error}') from error
+        bad = infer(predictor, images, args.out_dir)
+    if is_video:
+        target = args.out_dir / f'{args.input.stem}.mp4'
+        mmcv.frames2video(
+            str(args.out_dir / 'pictures'),
+            str(target),
+            video.fps,
+            filename_tmpl='{:06d}.jpg.png',
+            end=len(images),
+            show_progress=False,
+        )
+    print(
+        f'{len(images) - len(bad)} of {len(images)} images: predictions.json and pictures in {args.out_dir}'
+    )
+    if bad:
+        raise SystemExit('\n'.join(f'error: {line}' for line in bad))
+
+
+def read_video(path: Path) -> mmcv.VideoReader:
+    """A video file that has frames.
+
+    Raises:
+        FileNotFoundError: There is no such file, or it is no video that can be read.
+    """
+    video = mmcv.VideoReader(str(path)) if path.is_file() else []
+    if not len(video):
+        raise FileNotFoundError(f'{path} is no video that can be read')
+    return video
+
+
+def infer(predictor: Predictor, images: list[Path], out_dir: Path) -> list[str]:
+    """Write pictures and predictions of all images that can be read; returns an error for each other one."""
+    classes = predictor.visualizer.dataset_meta['classes']
+    predictions, bad = {}, []
+    for path in track(images, description='predicting'):
+        try:
+            sample = predictor.predict(path)
+        except ValueError as error:
+            bad.append(str(error))
+            continue
+        picture = predictor.draw(path, sample)
+        mmcv.imwrite(mmcv.rgb2bgr(picture), str(out_dir / 'pictures' / f'{path.name}.png'))
+        predictions[path.name] = describe(sample, classes, out_dir / 'label_maps' / f'{path.name}.png')
+    out_dir.mkdir(parents=True, exist_ok=True)
+    (out_dir / 'predictions.json').write_text(json.dumps(predictions, indent=1))
+    return bad
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,99 @@
+"""Plot what runs logged: losses, learning rate, memory, metrics; one panel each, one line per run.
+
+    python tools/plot_logs.py work_dirs/RUN_A work_dirs/RUN_B --out curves.png
+    python tools/plot_logs.py work_dirs/RUN --keys loss loss_mask coco/bbox_mAP_50
+
+Reads MMEngine's scalars.json, those of all parts of a run that was resumed.
+"""
+
+import argparse
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use('Agg')
+import matplotlib.pyplot as plt
+
+# Okabe-Ito: told apart by colour-blind readers too.
+COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00')
+DEFAULT_KEYS = ('loss', 'lr', 'memory', 'coco/bbox_mAP', 'coco/segm_mAP', 'mIoU', 'accuracy/top1')
+PANELS_PER_ROW = 3
+
+Curves = dict[str, list[tuple[int, float]]]
+
+
+def read_curves(work_dir: Path) -> Curves:
+    """Every number that a run logged, by name: points (iteration, value).
+
+    A validation belongs to the iteration of the training entry before it. Where a resumed run logged an
+    iteration again, the newer entry counts.
+
+    Raises:
+        FileNotFoundError: The folder has no log of a training run.
+    """
+    curves: dict[str, dict[int, float]] = {}
+    for file in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        iteration = None
+        for entry in map(json.loads, file.read_text().splitlines()):
+            iteration = entry.get('iter', iteration)
+            if iteration is None:  # the log of a test
+                continue
+            for key, value in entry.items():
+                curves.setdefault(key, {})[iteration] = value
+    if not curves:
+        raise FileNotFoundError(f'{work_dir} has no */vis_data/scalars.json of a training run')
+    return {key: sorted(points.items()) for key, points in curves.items()}
+
+
+def draw_curves(runs: Mapping[str, Curves], keys: Sequence[str], out: Path) -> Path:
+    """One panel per key with one line per run that logged it; returns `out`."""
+    columns = min(PANELS_PER_ROW, len(keys))
+    rows = -(-len(keys) // columns)
+    fig, axes = plt.subplots(
+        rows, columns, squeeze=False, figsize=(4.2 * columns, 3 * rows + 0.4), layout='constrained'
+    )
+    for ax in axes.flat[len(keys) :]:
+        ax.set_axis_off()
+    for ax, key in zip(axes.flat, keys, strict=False):
+        for (name, curves), color in zip(runs.items(), itertools.cycle(COLORS)):
+            if key in curves:
+                marker = 'o' if len(curves[key]) <= 20 else ''
+                ax.plot(*zip(*curves[key], strict=True), color=color, marker=marker, label=name)
+        ax.set(title=f'{key}, MB' if key == 'memory' else key, xlabel='iteration')
+        highest = max(y for curves in runs.values() for _, y in curves.get(key, []))
+        ax.set_ylim(0, 1.08 * highest if highest > 0 else None)
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=8)
+    fig.savefig(out, dpi=110)
+    plt.close(fig)
+    return out
+
+
+def main() -> None:
+    """Parse the arguments, read the logs, draw."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('work_dirs', nargs='+', type=Path, help='work dirs of runs')
+    parser.add_argument('--keys', nargs='+', help=f'what to plot (default, where logged: {DEFAULT_KEYS})')
+    parser.add_argument('--out', type=Path, default=Path('curves.png'), help='default: curves.png')
+    args = parser.parse_args()
+    try:
+        runs = {str(work_dir): read_curves(work_dir) for work_dir in args.work_dirs}
+    except FileNotFoundError as error:
+        parser.error(str(error))
+    logged = {key for curves in runs.values() for key in curves}
+    keys = args.keys or [key for key in DEFAULT_KEYS if key in logged]
+    unknown = [key for key in keys if key not in logged]
+    if unknown:
+        parser.error(f'no run logged {", ".join(unknown)}; there are {", ".join(sorted(logged))}')
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    draw_curves(runs, keys, args.out)
+    print(f'Written: {args.out}')
+
+
+if __name__ == '__main__':
+    main()
