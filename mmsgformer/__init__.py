@@ -1,7 +1,7 @@
 """SG-Former, a self-guided vision transformer, for the OpenMMLab ecosystem.
 
-Importing the package registers `SGFormer` in MMEngine's root registry, where mmdet, mmseg and mmpretrain
-find it under `dict(type='SGFormer', arch='s')`.
+Importing the package registers `SGFormer`, its hooks and what makes resuming exact in MMEngine's root
+registries, where mmdet, mmseg and mmpretrain find them, as `dict(type='SGFormer', arch='s')`.
 """
 
 try:
@@ -14,7 +14,18 @@ except ModuleNotFoundError as error:
         '`pip install onedl-mmengine` (the maintained fork) or `pip install mmengine`'
     ) from error
 
+from mmsgformer.exact_resume import ExactResumeHook, PlaceSeededDataset, ResumableBatchSampler
+from mmsgformer.hooks import BadNumberHook, CheckpointLoadHook, SignificanceVisHook
 from mmsgformer.sgformer import SGFormer
 from mmsgformer.version import __version__
 
-__all__ = ['SGFormer', '__version__']
+__all__ = [
+    'BadNumberHook',
+    'CheckpointLoadHook',
+    'ExactResumeHook',
+    'PlaceSeededDataset',
+    'ResumableBatchSampler',
+    'SGFormer',
+    'SignificanceVisHook',
+    '__version__',
+]

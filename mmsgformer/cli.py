@@ -2,17 +2,17 @@
 
 import argparse
 import os
+import tempfile
 from pathlib import Path
 
-from mmengine.config import Config, DictAction
-from mmengine.runner import CheckpointLoader
+from mmengine.config import Config, ConfigDict, DictAction
 
-from mmsgformer.checkpoint import read_checkpoint
 from mmsgformer.dataset_paths import check_dataset_paths, set_data_root
 from mmsgformer.distributed import prepare_cpu_distributed
 
-# MMEngine's own reader of local files falls back to unpickling whatever a file holds.
-CheckpointLoader.register_scheme(prefixes='', loader=read_checkpoint, force=True)
+# torch's own switch: no library that a tool uses can read a file in a way that runs code from it.
+os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
+os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
 
 
 def base_parser(description: str) -> argparse.ArgumentParser:
@@ -31,6 +31,18 @@ def base_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     # torch.distributed.launch passes the first, MMEngine reads the environment variable.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    return parser
+
+
+def predictor_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the arguments that every tool takes which runs a trained model on a user's images."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--config', required=True, help='config file')
+    parser.add_argument('--checkpoint', required=True, help='checkpoint of the whole model')
+    parser.add_argument('--out-dir', type=Path, required=True, help='folder to write to; made if needed')
+    parser.add_argument('--device', help='cpu, cuda:0, ... (default: the accelerator if there is one)')
     return parser
 
 
@@ -56,7 +68,33 @@ def load_config(args: argparse.Namespace, splits: tuple[str, ...], checkpoint: s
             raise FileNotFoundError(f'the checkpoint {checkpoint} does not exist')
         cfg.launcher = args.launcher
         prepare_cpu_distributed(cfg)
+        _protect_checkpoints(cfg)
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f'error: {error}') from error
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(args.config).stem)
     return cfg
+
+
+def check_writable(work_dir: str) -> None:
+    """Make the folder, and exit with a message if it cannot be written to."""
+    try:
+        Path(work_dir).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=work_dir) as file:
+            file.write(bytes(4096))
+    except OSError as error:
+        raise SystemExit(
+            f'error: {work_dir} cannot be written to: {error}. Give another folder with --work-dir'
+        ) from error
+
+
+def _protect_checkpoints(cfg: Config) -> None:
+    """Give a config, in place, what our own have: strict and safe loading, saving that loses nothing good."""
+    hooks = ConfigDict(cfg.get('default_hooks') or {})
+    hooks.setdefault('checkpoint_load', {}).setdefault('type', 'CheckpointLoadHook')
+    hooks.setdefault('bad_number', {}).setdefault('type', 'BadNumberHook')
+    saving = hooks.setdefault('checkpoint', dict(interval=1))
+    if saving is not None:
+        saving.setdefault('type', 'CheckpointHook')
+        if '://' not in str(saving.get('out_dir')) and not saving.get('file_client_args'):
+            saving.setdefault('backend_args', dict(backend='checkpoints'))
+    cfg.default_hooks = hooks

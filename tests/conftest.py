@@ -1,5 +1,6 @@
 """Shared fixtures: real photos, the synthetic data set, the golden formula, the tiny architecture."""
 
+import json
 import os
 import socket
 import subprocess
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 
 ROOT = Path(__file__).parents[1]
+if os.environ.get('MMSGFORMER_TEST_DEVICE', 'cpu') == 'cpu':
+    os.environ['TRITON_INTERPRET'] = '1'  # Triton reads it when it is imported
 
 
 def draw(name: str, shape: Sequence[int]) -> Tensor:
@@ -44,6 +47,13 @@ def tiny() -> dict:
 @pytest.fixture(scope='session')
 def draw_golden():
     return draw
+
+
+@pytest.fixture(scope='session')
+def official() -> dict[str, Tensor]:
+    """The tiny arch's weights under their official names, classifier head included, in float32."""
+    keys = json.loads((ROOT / 'tests' / 'golden' / 'official_keys_tiny.json').read_text())
+    return {key: draw(key, shape).float() for key, shape in keys.items()}
 
 
 @pytest.fixture(scope='session')

@@ -1,9 +1,9 @@
-"""Write a small synthetic dataset of shapes on textured backgrounds, in COCO's and in ADE20K's format.
+"""Write a small synthetic dataset of shapes on textures, in COCO's, ADE20K's and ImageNet's format.
 
 OUT/annotations/instances_{train,val}2017.json with OUT/{train,val}2017/ is what mmdet's CocoDataset reads;
 OUT/images/{training,validation}/ with OUT/annotations/{training,validation}/ (0 = unlabelled, 1 =
-background, then the shapes) is what mmseg reads. Both describe the same pictures. The same
-seed writes the same files.
+background, then the shapes) is what mmseg reads; OUT/{train,val}/CLASS/ with one crop per shape is what
+mmpretrain reads. All show the same pictures. The same seed writes the same files.
 """
 
 import argparse
@@ -79,11 +79,21 @@ def draw_scene(rng: np.random.Generator, size: int) -> tuple[np.ndarray, list[tu
     return np.clip(image, 0, 255).astype(np.uint8), objects
 
 
+def crop_around(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The square around a mask (size, size), with a tenth of margin and moved inside the image."""
+    rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+    side = min(int(1.2 * max(np.ptp(rows), np.ptp(columns))) + 1, len(mask))
+    top, left = (
+        int(np.clip((found[0] + found[-1] - side) // 2, 0, len(mask) - side)) for found in (rows, columns)
+    )
+    return image[top : top + side, left : left + side]
+
+
 def write_split(out: Path, split: str, num_images: int, size: int, rng: np.random.Generator) -> None:
     """Write one split's pictures, label maps and COCO annotations under `out`."""
     long_name = SPLITS[split]
     folders = [out / f'{split}2017', out / 'images' / long_name, out / 'annotations' / long_name]
-    for folder in folders:
+    for folder in [*folders, *(out / split / name for name in CLASSES)]:
         folder.mkdir(parents=True, exist_ok=True)
     images, annotations = [], []
     for image_id in track(range(1, num_images + 1), description=f'{split}: writing {num_images} images'):
@@ -92,6 +102,8 @@ def write_split(out: Path, split: str, num_images: int, size: int, rng: np.rando
         labels = np.ones((size, size), np.uint8)
         for kind, mask in objects:
             labels[mask] = kind + 2
+            crop = out / split / CLASSES[kind] / f'{stem}_{len(annotations) + 1}.jpg'
+            cv2.imwrite(str(crop), crop_around(image, mask))
             rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
             annotations.append(
                 {

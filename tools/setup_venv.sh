@@ -40,7 +40,7 @@ step() { # step TITLE COMMAND...: run quietly, with a sign of life; show the log
   done
   if ! wait $pid; then
     tail -n 30 "$log" >&2
-    fail "'$title' failed; the whole log is in $log. Run the same command again to go on from here; if it fails again, delete  first."
+    fail "'$title' failed; the whole log is in $log. Run the same command again to go on from here; if it fails again, delete $venv first."
   fi
   trap - INT TERM HUP
   echo "setup:   done in $((SECONDS - start)) s"

@@ -1,4 +1,4 @@
-"""The synthetic data set: both formats are valid and describe the same pictures."""
+"""The synthetic data set: all formats are valid and describe the same pictures."""
 
 import json
 
@@ -34,6 +34,16 @@ def test_instance_masks_and_label_maps_agree(shapes, split):
             box = [xs.min(), ys.min(), xs.max() + 1 - xs.min(), ys.max() + 1 - ys.min()]
             assert annotation['bbox'] == box
         assert np.array_equal(labels, expected)
+
+
+@pytest.mark.parametrize('split', SPLITS)
+def test_there_is_one_crop_per_shape_in_its_class_folder(split, shapes):
+    content = json.loads((shapes / 'annotations' / f'instances_{split}2017.json').read_text())
+    names = {category['id']: category['name'] for category in content['categories']}
+    expected = {(names[a['category_id']], f'{a["image_id"]:06d}_{a["id"]}') for a in content['annotations']}
+    crops = list((shapes / split).glob('*/*.jpg'))
+    assert {(crop.parent.name, crop.stem) for crop in crops} == expected
+    assert all(min(cv2.imread(str(crop)).shape[:2]) > 8 for crop in crops)
 
 
 def test_some_objects_overlap(shapes):

@@ -2,12 +2,18 @@
 
 import json
 import os
+import shutil
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from mmsgformer.checkpoint_files import latest_checkpoint
+
+ROOT = Path(__file__).parents[2]
 DETECTOR = 'configs/demo/mask-rcnn_sgformer-tiny_fpn_shapes.py'
 SEGMENTER = 'configs/demo/sgformer-tiny_upernet_shapes.py'
 SHORT = {
@@ -134,6 +140,55 @@ def test_bad_input_ends_before_a_model_is_built(run_tool, arguments, message, sh
     assert not (tmp_path / 'work').exists()
 
 
+@pytest.mark.parametrize('reason', ['a full disk', 'a bad number'])
+def test_what_ends_a_run_is_said_and_nothing_is_lost(reason, shapes, tmp_path):
+    """A message, no traceback, and the checkpoint that was there before."""
+    torch.save({'state_dict': {}}, tmp_path / 'iter_9.pth')
+    options = ['train_cfg.max_iters=2', 'train_cfg.val_begin=9', 'default_hooks.checkpoint.interval=1']
+    options += ['train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False']
+    options += ['train_dataloader.batch_size=2', 'default_hooks.checkpoint.max_keep_ckpts=1']
+    options += ['optim_wrapper.optimizer.lr=1e30', 'param_scheduler=None']
+    kilobytes = 'unlimited' if reason == 'a bad number' else '1000'  # in a file
+    command = f'ulimit -f {kilobytes}; exec "$0" tools/train.py "$@"'
+    arguments = ['--data-root', str(shapes), '--work-dir', str(tmp_path), '--cfg-options', *options]
+    command = ['bash', '-c', command, sys.executable, SEGMENTER, *arguments]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 1
+    if reason == 'a full disk':
+        assert 'iter_1.pth' in result.stderr
+        assert 'Earlier checkpoints are untouched' in result.stderr
+    else:
+        assert 'iteration 2 has a loss that is no number' in result.stderr
+        assert str(tmp_path / 'iter_1.pth') in result.stderr
+    assert 'Traceback' not in result.stderr
+    left = {path.name for path in tmp_path.glob('*.pth')}
+    assert left == {'iter_9.pth'} | ({'iter_1.pth'} if reason == 'a bad number' else set())
+    assert latest_checkpoint(tmp_path)
+
+
+def test_damaged_images_are_skipped_and_counted(run_tool, shapes, tmp_path):
+    """Every fourth one is damaged; the workers count together."""
+    data = shutil.copytree(shapes, tmp_path / 'data')
+    for path in sorted((data / 'images' / 'training').iterdir())[::4]:
+        path.write_bytes(path.read_bytes()[:999])
+    options = ['train_cfg.max_iters=3', 'train_cfg.val_begin=9', 'train_dataloader.num_workers=2']
+    arguments = ['--data-root', data, '--work-dir', tmp_path / 'work', '--skip-bad-samples']
+    result = run_tool('train.py', SEGMENTER, *arguments, '--cfg-options', *options)
+    assert result.returncode == 0, result.stderr
+    assert '4 of 16 training samples were skipped' in result.stdout
+
+
+def test_a_work_dir_that_cannot_be_written_to_is_named(run_tool, shapes, tmp_path):
+    """Below a file: nobody can write there, root neither."""
+    (tmp_path / 'file').touch()
+    arguments = ['--data-root', shapes, '--work-dir', tmp_path / 'file' / 'run']
+    result = run_tool('train.py', SEGMENTER, *arguments)
+    assert result.returncode == 1
+    assert 'run cannot be written to' in result.stderr
+    assert '--work-dir' in result.stderr
+    assert 'Traceback' not in result.stderr
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason='it is an error on CPU only')
 def test_amp_without_a_gpu_is_refused(run_tool, shapes, tmp_path):
     result = run_tool('train.py', SEGMENTER, '--data-root', shapes, '--work-dir', tmp_path / 'work', '--amp')
@@ -149,3 +204,13 @@ def test_a_checkpoint_with_code_is_refused(run_tool, shapes, tmp_path):
     assert result.returncode != 0
     assert 'getcwd' in result.stderr
     assert 'can run code' in result.stderr
+
+
+def test_no_library_runs_code_from_a_file_in_a_tools_process(tmp_path):
+    """Also where a framework asks torch for it, as MMEngine does when safe reading fails."""
+    torch.save({'meta': os.getcwd}, tmp_path / 'evil.pth')
+    code = 'import sys, torch, mmsgformer.cli; torch.load(sys.argv[1], weights_only=False)'
+    command = [sys.executable, '-c', code, tmp_path / 'evil.pth']
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode != 0
+    assert 'UnpicklingError' in result.stderr

@@ -1,0 +1,362 @@
+"""Find all that is wrong with the data of a config, in one pass and before training.
+
+Lists are read as the frameworks read them: COCO's json for detection, folders or lists for segmentation and
+classification. Errors are what training would fail on, or get wrong without a word; notes say what becomes
+of unusual data.
+"""
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import DATASETS, init_default_scope
+from PIL import Image, ImageOps
+
+IGNORED_LABEL = 255
+# COCO's own boxes end up to a pixel outside.
+TOLERANCE = 1.0
+SMALL = 8  # pixels
+LONG = 50  # times as long as wide
+
+
+class Problem(NamedTuple):
+    """What is wrong with a file and what to do; a note if training goes on as it should."""
+
+    file: str
+    text: str
+    is_error: bool = True
+
+
+@dataclass
+class Item:
+    """An image, and what the annotations say of it."""
+
+    image: str
+    size: tuple[int, int] | None = None  # (width, height) as annotated
+    label_map: str | None = None
+    ignores_orientation: bool = False
+    check_labels: Callable[[np.ndarray], str | None] | None = None
+    problems: list[Problem] = field(default_factory=list)
+
+
+def check_data(
+    cfg: Config, splits: tuple[str, ...], track: Callable[[Iterable, int], Iterable]
+) -> tuple[list[Problem], int]:
+    """All problems of the data that these splits of a config use, and the number of images.
+
+    Args:
+        cfg: A config of mmdet (COCO's format), mmseg or mmpretrain, its data on the local disk.
+        splits: Of 'train', 'val' and 'test'; those that the config does not have are passed over.
+        track: Called with the images' results and their number, iterates over them: a progress bar.
+    """
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    problems, items = [], []
+    for split in splits:
+        if cfg.get(f'{split}_dataloader'):
+            for dataset in _plain_datasets(cfg[f'{split}_dataloader'].dataset):
+                found, listed = _list(dataset, cfg.model)
+                problems += found
+                items += listed
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for found in track(pool.map(_check_item, items), len(items)):
+            problems += found
+    return problems, len(items)
+
+
+def _plain_datasets(dataset: ConfigDict) -> Iterator[ConfigDict]:
+    """The data sets in wrappers that repeat or join them."""
+    inner = [*([dataset.dataset] if 'dataset' in dataset else []), *dataset.get('datasets', [])]
+    if not inner:
+        yield dataset
+    for other in inner:
+        yield from _plain_datasets(other)
+
+
+def _list(config: ConfigDict, model: ConfigDict) -> tuple[list[Problem], list[Item]]:
+    """What is wrong with a data set's lists, and its images."""
+    # The loading steps alone: other transforms need not exist here.
+    loading = {
+        step['type']: step for step in config.get('pipeline', []) if str(step['type']).startswith('Load')
+    }
+    try:
+        dataset = DATASETS.build({**config, 'pipeline': [], 'lazy_init': True})
+    except Exception as error:  # a framework's own checks, of many kinds
+        name = config.get('ann_file') or config.get('data_root') or config['type']
+        return [Problem(str(name), f'{error}; set the data set right in the config')], []
+    classes = dataset.metainfo.get('classes') or ()
+    if str(dataset.ann_file).endswith('.json'):
+        with_mask = bool(loading.get('LoadAnnotations', {}).get('with_mask'))
+        problems, items = _list_coco(dataset.ann_file, dataset.data_prefix['img'], classes, with_mask)
+    else:
+        problems, items = _list_files(dataset, model)
+        classes = dataset.metainfo.get('classes') or ()
+    ignores_orientation = 'ignore_orientation' in str(loading.get('LoadImageFromFile', {}).get('color_type'))
+    for item in items:
+        item.ignores_orientation = ignores_orientation
+    outputs = max(_all_num_classes(model), default=0)
+    if classes and outputs and outputs < len(classes):
+        problems.append(
+            Problem(
+                str(dataset.ann_file or config.get('data_root')),
+                f'{len(classes)} classes, but the model has num_classes={outputs}; set num_classes of all '
+                'its heads to the number of classes',
+            )
+        )
+    return problems, items
+
+
+def _all_num_classes(node: object) -> Iterator[int]:
+    """Every `num_classes` in a model's config."""
+    if isinstance(node, dict):
+        if isinstance(node.get('num_classes'), int):
+            yield node['num_classes']
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for child in node:
+            yield from _all_num_classes(child)
+
+
+def _list_files(dataset: Any, model: ConfigDict) -> tuple[list[Problem], list[Item]]:
+    """The images of a data set of mmseg, with label maps, or of mmpretrain."""
+    folder = dataset.data_prefix.get('img_path') or dataset.data_prefix.get('img') or dataset.data_root
+    source = str(dataset.ann_file or folder)
+    try:
+        samples = dataset.load_data_list()
+    except Exception as error:
+        return [Problem(source, f'{error}; correct the list, the folders or the config')], []
+    if not samples:
+        return [Problem(source, 'no images are found; see the layout in docs/training.md')], []
+    items, problems = [], []
+    outputs = max(_all_num_classes(model), default=0)
+    for sample in samples:
+        item = Item(sample['img_path'], label_map=sample.get('seg_map_path'))
+        if item.label_map:
+            reduced, mapping = sample.get('reduce_zero_label', False), sample.get('label_map')
+            item.check_labels = _label_checker(outputs or len(dataset.metainfo['classes']), reduced, mapping)
+        elif outputs and not 0 <= sample.get('gt_label', 0) < outputs:
+            text = f'class {sample["gt_label"]}, but the model has num_classes={outputs}; correct one of them'
+            problems.append(Problem(item.image, text))
+        items.append(item)
+    return problems, items
+
+
+def _label_checker(
+    num_classes: int, reduced: bool, mapping: dict | None
+) -> Callable[[np.ndarray], str | None]:
+    """A function that says what is wrong with the ids of a label map."""
+    # As mmseg reads it: with reduce_zero_label 0 is ignored, and k is class k - 1.
+    valid = {*range(num_classes + 1 if reduced else num_classes), IGNORED_LABEL, *(mapping or {})}
+
+    def check(labels: np.ndarray) -> str | None:
+        found, counts = np.unique(labels, return_counts=True)
+        bad = {int(i): int(n) for i, n in zip(found, counts, strict=True) if int(i) not in valid}
+        if not bad:
+            return None
+        shown = ', '.join(f'{i} ({n} pixels)' for i, n in list(bad.items())[:5])
+        return (
+            f'ids out of range: {shown}; with num_classes={num_classes} and '
+            f'reduce_zero_label={bool(reduced)} they are 0-{max(valid - {IGNORED_LABEL}, default=0)}, and '
+            f'{IGNORED_LABEL} is ignored. Correct the map or the config'
+        )
+
+    return check
+
+
+def _list_coco(path: str, folder: str, classes: tuple, with_mask: bool) -> tuple[list[Problem], list[Item]]:
+    """The images of an annotation file in COCO's format, and what is wrong with it."""
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        return [Problem(path, f'cannot be read: {error}; give another with --data-root')], []
+    except ValueError as error:
+        return [Problem(path, f'is not JSON ({error}); get or write it anew')], []
+    parts = ('images', 'annotations', 'categories')
+    if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in parts):
+        return [Problem(path, f'must be an object with the lists {", ".join(parts)}, as COCO has them')], []
+    wanted = {
+        'images': ('id', 'file_name', 'width', 'height'),
+        'annotations': ('id', 'image_id', 'category_id', 'bbox', 'area'),
+        'categories': ('id', 'name'),
+    }
+    problems, tables = [], {}
+    for part, fields in wanted.items():
+        tables[part] = {}
+        for number, entry in enumerate(content[part]):
+            lacking = [name for name in fields if not isinstance(entry, dict) or name not in entry]
+            if lacking:
+                problems.append(Problem(path, f'{part}[{number}] has no {", ".join(lacking)}; add it'))
+            elif entry['id'] in tables[part]:
+                problems.append(Problem(path, f'{part}[{number}]: id {entry["id"]} is there twice; renumber'))
+            elif part == 'images' and not (
+                isinstance(entry['file_name'], str)
+                and all(isinstance(entry[side], int) and entry[side] > 0 for side in ('width', 'height'))
+            ):
+                text = (
+                    f'images[{number}] must have a text as file_name, width and height in pixels; correct it'
+                )
+                problems.append(Problem(path, text))
+            else:
+                tables[part][entry['id']] = entry
+    names = {entry['id']: entry['name'] for entry in tables['categories'].values()}
+    absent = [name for name in classes if name not in names.values()]
+    if absent:
+        problems.append(
+            Problem(
+                path,
+                f'has no category {str(absent[:5])[1:-1]}{" ..." if absent[5:] else ""} of the '
+                f"config's {len(classes)} classes, but {str(list(names.values())[:8])[1:-1]}; set "
+                "metainfo.classes of the data set and num_classes of the heads to the file's",
+            )
+        )
+    items = {}
+    for key, entry in tables['images'].items():
+        items[key] = Item(os.path.join(folder, entry['file_name']), (entry['width'], entry['height']))
+    left_out = Counter()
+    for key, entry in tables['annotations'].items():
+        if entry['image_id'] not in items:
+            problems.append(
+                Problem(
+                    path, f'annotation {key} is of image {entry["image_id"]}, which is not listed; remove it'
+                )
+            )
+            continue
+        item, category = items[entry['image_id']], entry['category_id']
+        if category not in names:
+            problems.append(
+                Problem(path, f'annotation {key} has category {category}, which is not listed; correct it')
+            )
+        elif names[category] not in classes:
+            left_out[names[category]] += 1
+        text, is_error = _check_annotation(entry, *item.size, with_mask) or ('', False)
+        if text:
+            item.problems.append(
+                Problem(item.image, f'annotation {key} ({Path(path).name}) {text}', is_error)
+            )
+    for name, count in left_out.items():
+        text = f"{count} annotations of category '{name}' are left out: the config's classes do not have it"
+        problems.append(Problem(path, f'{text}. Add it there if it is to be learned', is_error=False))
+    return problems, list(items.values())
+
+
+def _check_annotation(entry: dict, width: int, height: int, with_mask: bool) -> tuple[str, bool] | None:
+    """What is wrong with an object's box and mask, and whether it is an error."""
+    box = entry['bbox']
+    if not (isinstance(box, list) and len(box) == 4 and all(isinstance(v, (int, float)) for v in box)):
+        return f'has no box [x, y, width, height] but {box!r}; correct it', True
+    if not all(map(math.isfinite, box)):
+        return f'has the box {box}; correct it', True
+    x, y, w, h = box
+    if min(x + w, width) <= max(x, 0) or min(y + h, height) <= max(y, 0):
+        return f'has the box {box} outside the image of {width} x {height}, and is lost; correct it', True
+    if w < 1 or h < 1 or entry['area'] <= 0:
+        return f'is smaller than a pixel, box {box}, area {entry["area"]}, and is left out', False
+    if min(x, y) < -TOLERANCE or x + w > width + TOLERANCE or y + h > height + TOLERANCE:
+        return f'has the box {box}, partly outside the image of {width} x {height}; correct it', True
+    mask = entry.get('segmentation')
+    if not with_mask:
+        return None
+    if isinstance(mask, dict):
+        if mask.get('size') != [height, width]:
+            return f'has a mask of {mask.get("size")} for an image of {[height, width]}; correct it', True
+    elif isinstance(mask, list) and mask:
+        for polygon in mask:
+            if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+                return 'has a polygon of less than three points, which is left out', False
+            xs, ys = polygon[::2], polygon[1::2]
+            if min(*xs, *ys) < -TOLERANCE or max(xs) > width + TOLERANCE or max(ys) > height + TOLERANCE:
+                return f'has a mask that leaves the image of {width} x {height}; correct it', True
+    else:
+        return 'has no segmentation, which this config trains with; add it, or take a config of boxes', True
+    return None
+
+
+def _check_item(item: Item) -> list[Problem]:
+    """What is wrong with an image and its label map, and with what is annotated."""
+    problems, size = _check_image(item)
+    problems += item.problems
+    if item.label_map:
+        try:
+            labels = _decoded(item.label_map)
+        except _UnreadableError as error:
+            return [*problems, Problem(item.label_map, f'{error}; it is the label map of {item.image}')]
+        array = np.asarray(labels)
+        if array.ndim != 2:
+            text = f'is a label map with {array.shape[-1]} channels ({labels.mode}); write one with class ids'
+            return [*problems, Problem(item.label_map, text)]
+        if min(labels.size) == 1:
+            text = 'has a side of one pixel, which mmseg cannot read; take it and its image away'
+            problems.append(Problem(item.label_map, text))
+        if size and labels.size != size:
+            text = '{} x {} pixels, but its image {} has {} x {}; make them equal'
+            problems.append(Problem(item.label_map, text.format(*labels.size, item.image, *size)))
+        wrong = item.check_labels(array)
+        if wrong:
+            problems.append(Problem(item.label_map, wrong))
+    return problems
+
+
+class _UnreadableError(Exception):
+    """An image that cannot be decoded; the message says why."""
+
+
+def _decoded(path: str) -> Image.Image:
+    """A picture, wholly decoded: some versions of OpenCV, which the frameworks use, fill gaps with grey."""
+    if not os.path.isfile(path):
+        raise _UnreadableError('does not exist; get it, or take it off the list')
+    if os.path.getsize(path) == 0:
+        raise _UnreadableError('is empty, 0 bytes; get it again')
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except Exception as error:  # Pillow's readers raise many kinds
+        raise _UnreadableError(f'is damaged or no image ({error}); get it again') from error
+
+
+# What the frameworks' default loader makes of pictures that are not 8-bit RGB.
+_MODES = {
+    'L': 'is grey: it becomes three equal channels',
+    '1': 'is black and white: it becomes three equal channels',
+    'LA': 'is grey with alpha: alpha is dropped, it becomes three equal channels',
+    'RGBA': 'has an alpha channel, which is dropped: what it hides shows',
+    'P': 'has a palette, from which its colours are read',
+    'CMYK': 'is CMYK: it becomes RGB without its colour profile, colours can differ; better convert it',
+}
+
+
+def _check_image(item: Item) -> tuple[list[Problem], tuple[int, int] | None]:
+    """What is wrong with an image, and its size (width, height) as it is trained with."""
+    try:
+        image = _decoded(item.image)
+    except _UnreadableError as error:
+        return [Problem(item.image, str(error))], None
+    problems, size = [], image.size
+    turns = image.format in ('JPEG', 'MPO', 'PNG') and not item.ignores_orientation
+    if turns and image.getexif().get(0x0112, 1) != 1:  # EXIF's orientation
+        size = ImageOps.exif_transpose(image).size
+        text = (
+            'is turned by its EXIF data when it is read: annotations must fit the turned picture of {} x {}'
+        )
+        problems.append(Problem(item.image, text.format(*size), is_error=False))
+    if item.size and tuple(item.size) != size:
+        text = '{} x {} pixels, but annotated as {} x {}; correct width and height, and check the boxes'
+        problems.append(Problem(item.image, text.format(*size, *item.size)))
+    if image.mode in _MODES:
+        problems.append(Problem(item.image, _MODES[image.mode], is_error=False))
+    elif image.mode != 'RGB':
+        text = (
+            f'has mode {image.mode}, more than 8 bits: the upper 8 of 16 are used; convert it if that is dark'
+        )
+        problems.append(Problem(item.image, text, is_error=False))
+    if min(size) < SMALL or max(size) > LONG * min(size):
+        text = '{} x {} pixels, of which resizing leaves little; take it off the list if that is a mistake'
+        problems.append(Problem(item.image, text.format(*size), is_error=False))
+    return problems, size

@@ -1,0 +1,58 @@
+"""Check the training and validation data of a config: every annotation, every image, every label map.
+
+Prints everything that is wrong and what to do; exits with 1 if training would fail or go wrong on it. Notes
+say what training makes of unusual images.
+"""
+
+import argparse
+from collections.abc import Iterable
+
+from mmengine.config import Config, DictAction
+from rich.progress import track
+
+from mmsgformer.dataset_check import check_data
+from mmsgformer.dataset_paths import check_dataset_paths, set_data_root
+
+SPLITS = ('train', 'val')
+
+
+def main() -> None:
+    """Parse the arguments, check, print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--data-root', help="folder of the data set, instead of the config's data_root")
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, default={}, help='override entries of the config'
+    )
+    args = parser.parse_args()
+    try:
+        cfg = Config.fromfile(args.config)
+        if args.data_root:
+            set_data_root(cfg, args.data_root)
+        cfg.merge_from_dict(args.cfg_options)
+        check_dataset_paths(cfg, SPLITS)
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(f'error: {error}') from error
+
+    def bar(results: Iterable, count: int) -> Iterable:
+        return track(results, total=count, description='checking')
+
+    problems, count = check_data(cfg, SPLITS, bar)
+    notes: dict[str, list[str]] = {}
+    for problem in problems:
+        if problem.is_error:
+            print(f'error: {problem.file}: {problem.text}')
+        else:
+            notes.setdefault(problem.text, []).append(problem.file)
+    for text, files in notes.items():
+        print(f'note: {files[0]}{f" and {len(files) - 1} more" if files[1:] else ""}: {text}')
+    errors = sum(problem.is_error for problem in problems)
+    print(f'{count} images: {errors} errors, {len(problems) - errors} notes')
+    if errors:
+        raise SystemExit(1)
+
+
+if __name__ == '__main__':
+    main()
