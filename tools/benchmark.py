@@ -138,13 +138,21 @@ def seconds(step: Callable[[], None], device: str) -> float:
     return time.perf_counter() - start
 
 
-def time_in_turns(
-    steps: dict[str, Callable], device: str, warmup: int, rounds: int
-) -> dict[str, list[float]]:
+def warm_up(steps: dict[str, Callable], device: str, warmup: int) -> dict[str, str]:
+    """Run every step; one that does not compile or fit in memory is taken out and returned with the reason."""
+    failures = {}
+    for name, step in list(steps.items()):
+        try:
+            for _ in range(warmup):
+                seconds(step, device)
+        except (torch._dynamo.exc.TorchDynamoException, torch.OutOfMemoryError) as error:
+            failures[name] = f'{type(error).__name__}: {error}'
+            del steps[name]
+    return failures
+
+
+def time_in_turns(steps: dict[str, Callable], device: str, rounds: int) -> dict[str, list[float]]:
     """Seconds of every step in each round."""
-    for step in steps.values():
-        for _ in range(warmup):
-            seconds(step, device)
     times = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
@@ -204,14 +212,14 @@ def measure(arguments: argparse.Namespace) -> Iterator[list[dict]]:
             case = Case(mode, *shape)
             torch._dynamo.reset()  # every input is compiled for its own shape
             steps = {name: make_step(backbone, case, device, amp) for name, backbone in backbones.items()}
-            times = time_in_turns(steps, device, arguments.warmup, arguments.rounds)
-            results = {
-                name: {'backbone': name, **case._asdict(), 'seconds': statistics.median(t), 'all_seconds': t}
-                for name, t in times.items()
-            }
+            results = {name: {'backbone': name, **case._asdict()} for name in steps}
+            for name, reason in warm_up(steps, device, arguments.warmup).items():
+                results[name]['failure'] = reason
+            for name, t in time_in_turns(steps, device, arguments.rounds).items():
+                results[name] |= {'seconds': statistics.median(t), 'all_seconds': t}
             for name, config in configs.items():
                 results[name]['gmacs'] = count_gmacs(config, case)
-                if not arguments.no_memory:
+                if 'seconds' in results[name] and not arguments.no_memory:
                     results[name]['peak_mib'] = peak_memory_in_a_fresh_process(
                         config, case, device, amp, arguments.threads
                     )
@@ -223,8 +231,9 @@ def rows(results: list[dict]) -> list[list[str]]:
 
     def cell(result: dict, key: str, form: str, scale: float = 1) -> str:
         if key not in result:
-            return ''
-        return f'{result[key] * scale:{form}} ({result[key] / results[0][key]:.2f})'
+            return 'failed' if key == 'seconds' else ''
+        ratio = f' ({result[key] / results[0][key]:.2f})' if key in results[0] else ''
+        return f'{result[key] * scale:{form}}{ratio}'
 
     return [
         [
@@ -300,6 +309,8 @@ def main() -> None:
         '--out', type=Path, default=Path('work_dirs/benchmark'), help='folder for the results'
     )
     arguments = parser.parse_args()
+    if arguments.warmup < 1 or arguments.rounds < 1:
+        parser.error('--warmup and --rounds must be at least 1')
 
     torch.set_num_threads(arguments.threads)
     device = (
@@ -322,6 +333,9 @@ def main() -> None:
         for row in rows(case):
             printed.add_row(*row)
         console.print(printed)
+        for failed in (result for result in case if 'failure' in result):
+            first_lines = '\n'.join(failed['failure'].splitlines()[:3])
+            console.print(f'{failed["backbone"]}: {first_lines}\n(the whole of it is in benchmark.json)')
     console.print(f'Written: {arguments.out}/benchmark.md, .json, .png')
 
 

@@ -5,7 +5,7 @@ from mmsgformer.ops.attention import (
     attention_with_column_means_reference,
     dot_product_attention,
 )
-from mmsgformer.ops.linear import Linear, linear
+from mmsgformer.ops.linear_cpu import Linear, linear
 from mmsgformer.ops.token_merge import merge_tokens, merge_tokens_reference
 
 __all__ = [

@@ -1,6 +1,6 @@
 """Attention of many queries on a CPU: a chunk of the softmax matrix at a time, which stays in the cache.
 
-Its products are oneDNN's (`mmsgformer.ops.linear`); torch's fused attention for CPUs leaves them to MKL. The
+Its products are oneDNN's (`mmsgformer.ops.linear_cpu`); torch's fused attention for CPUs leaves them to MKL. The
 means of the matrix's columns come out of the same pass. The backward pass makes each chunk again.
 """
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from mmsgformer.ops.linear import onednn_can, product
+from mmsgformer.ops.linear_cpu import onednn_can, product
 
 _CHUNK_ELEMENTS = 1 << 19
 # With fewer elements per head the calls cost more than they save.

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from mmsgformer.ops import Linear, linear
-from mmsgformer.ops.linear import onednn_can
+from mmsgformer.ops.linear_cpu import onednn_can
 
 SHAPES = [((5, 7), 3), ((2, 6, 4, 16), 64), ((3, 40, 64), 16), ((1, 1, 8), 8)]
 
