@@ -139,7 +139,7 @@ def seconds(step: Callable[[], None], device: str) -> float:
 
 
 def warm_up(steps: dict[str, Callable], device: str, warmup: int) -> dict[str, str]:
-    """Run every step; one that does not compile or fit in memory is taken out and returned with the reason."""
+    """Run every step; those that do not compile or fit in memory are taken out, with the reason."""
     failures = {}
     for name, step in list(steps.items()):
         try:

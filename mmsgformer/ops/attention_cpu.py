@@ -1,7 +1,7 @@
 """Attention of many queries on a CPU: a chunk of the softmax matrix at a time, which stays in the cache.
 
-Its products are oneDNN's (`mmsgformer.ops.linear_cpu`); torch's fused attention for CPUs leaves them to MKL. The
-means of the matrix's columns come out of the same pass. The backward pass makes each chunk again.
+Its products are oneDNN's (`mmsgformer.ops.linear_cpu`); torch's fused attention for CPUs leaves them to MKL.
+The means of the matrix's columns come out of the same pass. The backward pass makes each chunk again.
 """
 
 from collections.abc import Iterator
