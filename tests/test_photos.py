@@ -59,8 +59,8 @@ def entries(work_dir: Path) -> list[dict]:
 @pytest.mark.parametrize(
     ('config', 'data', 'length', 'metric'),
     [
-        (DETECTOR, 'coco_tiny', {'train_cfg.max_epochs': 3, 'train_cfg.val_interval': 3}, 'coco/segm_mAP'),
-        (SEGMENTER, 'ade_tiny', {'train_cfg.max_iters': 40, 'train_cfg.val_interval': 40}, 'mIoU'),
+        (DETECTOR, 'coco_tiny', {'train_cfg.max_epochs': 2, 'train_cfg.val_interval': 2}, 'coco/segm_mAP'),
+        (SEGMENTER, 'ade_tiny', {'train_cfg.max_iters': 25, 'train_cfg.val_interval': 25}, 'mIoU'),
     ],
 )
 def test_the_loss_falls_and_the_model_is_evaluated(run_tool, photos, tmp_path, config, data, length, metric):
