@@ -42,6 +42,7 @@ class Item:
     image: str
     size: tuple[int, int] | None = None  # (width, height) as annotated
     label_map: str | None = None
+    scale: tuple[int, int] | None = None  # what it is resized to fit, with its proportions
     ignores_orientation: bool = False
     check_labels: Callable[[np.ndarray], str | None] | None = None
     problems: list[Problem] = field(default_factory=list)
@@ -82,10 +83,8 @@ def _plain_datasets(dataset: ConfigDict) -> Iterator[ConfigDict]:
 
 def _list(config: ConfigDict, model: ConfigDict) -> tuple[list[Problem], list[Item]]:
     """What is wrong with a data set's lists, and its images."""
-    # The loading steps alone: other transforms need not exist here.
-    loading = {
-        step['type']: step for step in config.get('pipeline', []) if str(step['type']).startswith('Load')
-    }
+    # Configs alone, nothing is built: transforms need not exist here.
+    steps = {step['type']: step for step in config.get('pipeline', [])}
     try:
         dataset = DATASETS.build({**config, 'pipeline': [], 'lazy_init': True})
     except Exception as error:  # a framework's own checks, of many kinds
@@ -93,14 +92,18 @@ def _list(config: ConfigDict, model: ConfigDict) -> tuple[list[Problem], list[It
         return [Problem(str(name), f'{error}; set the data set right in the config')], []
     classes = dataset.metainfo.get('classes') or ()
     if str(dataset.ann_file).endswith('.json'):
-        with_mask = bool(loading.get('LoadAnnotations', {}).get('with_mask'))
+        with_mask = bool(steps.get('LoadAnnotations', {}).get('with_mask'))
         problems, items = _list_coco(dataset.ann_file, dataset.data_prefix['img'], classes, with_mask)
     else:
         problems, items = _list_files(dataset, model)
         classes = dataset.metainfo.get('classes') or ()
-    ignores_orientation = 'ignore_orientation' in str(loading.get('LoadImageFromFile', {}).get('color_type'))
+    ignores_orientation = 'ignore_orientation' in str(steps.get('LoadImageFromFile', {}).get('color_type'))
+    resize, scale = steps.get('Resize', {}), None
+    if resize.get('keep_ratio') and isinstance(resize.get('scale'), (tuple, list)):
+        scale = resize['scale']
     for item in items:
         item.ignores_orientation = ignores_orientation
+        item.scale = scale
     outputs = max(_all_num_classes(model), default=0)
     if classes and outputs and outputs < len(classes):
         problems.append(
@@ -356,7 +359,10 @@ def _check_image(item: Item) -> tuple[list[Problem], tuple[int, int] | None]:
             f'has mode {image.mode}, more than 8 bits: the upper 8 of 16 are used; convert it if that is dark'
         )
         problems.append(Problem(item.image, text, is_error=False))
-    if min(size) < SMALL or max(size) > LONG * min(size):
+    if item.scale and min(size) * max(item.scale) < 0.5 * max(size):  # as mmcv rounds
+        text = '{} x {} pixels: nothing is left of it when it is resized to fit {} x {}; take it off the list'
+        problems.append(Problem(item.image, text.format(*size, *item.scale)))
+    elif min(size) < SMALL or max(size) > LONG * min(size):
         text = '{} x {} pixels, of which resizing leaves little; take it off the list if that is a mistake'
         problems.append(Problem(item.image, text.format(*size), is_error=False))
     return problems, size

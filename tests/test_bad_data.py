@@ -26,7 +26,7 @@ DETECTOR = ROOT / 'configs' / 'demo' / 'mask-rcnn_sgformer-tiny_fpn_shapes.py'
 SEGMENTER = ROOT / 'configs' / 'demo' / 'sgformer-tiny_upernet_shapes.py'
 IMAGES = {DETECTOR: 'train2017', SEGMENTER: 'images/training'}
 TASKS = pytest.mark.parametrize('config', [DETECTOR, SEGMENTER], ids=['detection', 'segmentation'])
-CROP = dict(type='RandomCrop', crop_size=(128, 128))
+CROP = dict(type='RandomCrop', crop_size=(112, 112))
 
 
 @pytest.fixture(scope='module')
@@ -119,14 +119,14 @@ def test_a_box_outside_the_image_is_lost_and_one_partly_outside_is_cut(data, mod
     assert len(dataset.get_data_info(0)['instances']) == len(objects) - 1
     boxes = dataset[Placed(0, (0,))]['data_samples'].gt_instances.bboxes.tensor
     assert boxes.min() >= 0
-    assert boxes.max() <= 128
+    assert boxes.max() <= 112
     train(models[DETECTOR], dataset)
 
 
 def test_a_mask_outside_the_image_is_cut(data, models):
     edit(data, lambda c: first(c)[0].update(segmentation=[[0, 0, 250, 0, 250, 20]]))
     dataset = load(DETECTOR, data)
-    assert dataset[Placed(0, (0,))]['data_samples'].gt_instances.masks.masks.shape[1:] == (128, 128)
+    assert dataset[Placed(0, (0,))]['data_samples'].gt_instances.masks.masks.shape[1:] == (112, 112)
     train(models[DETECTOR], dataset)
 
 
@@ -194,12 +194,12 @@ def test_a_label_map_that_is_none_is_named(defect, data):
 
 
 def test_a_label_map_with_several_channels_fails_in_the_loss(data, models):
-    Image.new('RGB', (128, 128), (1, 1, 1)).save(data / 'annotations' / 'training' / '000001.png')
+    Image.new('RGB', (112, 112), (1, 1, 1)).save(data / 'annotations' / 'training' / '000001.png')
     with pytest.raises(RuntimeError, match='targets of dimension: 4'):
         train(models[SEGMENTER], load(SEGMENTER, data))
 
 
-@pytest.mark.parametrize('size', [(64, 128), (256, 256)])
+@pytest.mark.parametrize('size', [(64, 112), (256, 256)])
 def test_a_label_map_of_another_size_goes_unnoticed(size, data, models):
     Image.new('L', size, 1).save(data / 'annotations' / 'training' / '000001.png')
     train(models[SEGMENTER], load(SEGMENTER, data))
@@ -267,7 +267,7 @@ def test_pictures_of_other_kinds_become_rgb(config, mode, data, models):
         picture.save(path, format='PNG')
     loaded = loaded_rgb(config, data)
     assert loaded.dtype == np.uint8
-    assert loaded.shape == (128, 128, 3)
+    assert loaded.shape == (112, 112, 3)
     assert np.abs(loaded.astype(int) - np.asarray(expected)).mean() < (3 if mode == 'CMYK' else 0.01)
     train(models[config], load(config, data))
 
@@ -275,9 +275,9 @@ def test_pictures_of_other_kinds_become_rgb(config, mode, data, models):
 @pytest.mark.parametrize(
     ('config', 'size', 'scale'),
     [
-        (DETECTOR, (1, 1), (128, 128)),
+        (DETECTOR, (1, 1), (112, 112)),
         (DETECTOR, (20000, 40), (1333, 800)),
-        (DETECTOR, (20000, 40), (128, 128)),
+        (DETECTOR, (20000, 40), (112, 112)),
         (SEGMENTER, (20000, 40), None),
     ],
 )
@@ -295,7 +295,7 @@ def test_pictures_of_extreme_shapes(config, size, scale, data, models):
     dataset = load(config, data)
     if scale:
         dataset.pipeline.transforms[2].scale = scale
-    if size[0] == 20000 and scale == (128, 128):
+    if size[0] == 20000 and scale == (112, 112):
         with pytest.raises(DataError, match=r'000001\.jpg'):
             dataset[Placed(0, (0,))]
     else:

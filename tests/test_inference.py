@@ -38,7 +38,7 @@ def test_an_image_gets_predictions_maps_and_a_panel(kind, shapes, tmp_path):
     field = {'detector': 'pred_instances', 'segmenter': 'pred_sem_seg', 'classifier': 'pred_label'}[kind]
     assert field in sample
     maps = predictor.maps(path)
-    side = 64 if kind == 'classifier' else 128
+    side = 64 if kind == 'classifier' else 112
     assert [m.values.shape for m in maps] == [(1, side >> s, side >> s) for s in (2, 3, 4, 4)]
     image = read_image(path)
     drawn = predictor.draw(path, sample)
@@ -48,11 +48,11 @@ def test_an_image_gets_predictions_maps_and_a_panel(kind, shapes, tmp_path):
 
 
 def test_padding_is_not_shown(shapes, tmp_path):
-    """A 100 x 60 image is resized to 128 x 77 and padded to 128 x 96."""
+    """A 100 x 60 image is resized to 112 x 67 and padded to 112 x 112."""
     predictor = Predictor(CONFIGS / KINDS['detector'], untrained('detector', tmp_path), device='cpu')
     path = tmp_path / 'wide.png'
     write_noise(path, height=60, width=100)
-    assert [m.values.shape[1:] for m in predictor.maps(path)] == [(20, 32), (10, 16), (5, 8), (5, 8)]
+    assert [m.values.shape[1:] for m in predictor.maps(path)] == [(17, 28), (9, 14), (5, 7), (5, 7)]
 
 
 def write_noise(path: Path, height: int, width: int) -> None:

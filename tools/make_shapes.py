@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument('--train', type=int, default=800, help='training images (default: %(default)s)')
     parser.add_argument('--val', type=int, default=60, help='held-out images (default: %(default)s)')
     parser.add_argument(
-        '--size', type=int, default=128, help='side of an image, pixels (default: %(default)s)'
+        '--size', type=int, default=112, help='side of an image, pixels (default: %(default)s)'
     )
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()

@@ -6,7 +6,8 @@ _base_ = [
 ]
 tiny = dict(embed_dims=[32, 64, 128, 256], depths=[2, 2, 4, 1], num_heads=[2, 4, 8, 16])
 model = dict(
-    backbone=dict(arch=tiny, drop_path_rate=0.0, pretrain_img_size=128),
+    data_preprocessor=dict(pad_size_divisor=112),  # windows of 7 are whole at strides 4, 8 and 16
+    backbone=dict(arch=tiny, drop_path_rate=0.0, pretrain_img_size=112),
     neck=dict(in_channels=tiny['embed_dims'], out_channels=64),
     rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4])),
     roi_head=dict(
@@ -29,12 +30,12 @@ metainfo = dict(
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='Resize', scale=(128, 128), keep_ratio=True),
+    dict(type='Resize', scale=(112, 112), keep_ratio=True),
     dict(type='RandomFlip', prob=0.75, direction=['horizontal', 'vertical', 'diagonal']),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = _base_.test_pipeline
-test_pipeline[1].update(scale=(128, 128))
+test_pipeline[1].update(scale=(112, 112))
 train_dataloader = dict(
     batch_size=8,
     batch_sampler=None,

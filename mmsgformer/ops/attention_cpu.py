@@ -1,7 +1,8 @@
 """Attention of many queries on a CPU: a chunk of the softmax matrix at a time, which stays in the cache.
 
-Its products are oneDNN's (`mmsgformer.ops.linear_cpu`); torch's fused attention for CPUs leaves them to MKL.
-The means of the matrix's columns come out of the same pass. The backward pass makes each chunk again.
+For CPUs where oneDNN's products are much quicker than MKL's (`mmsgformer.ops.linear_cpu`), which torch's
+fused attention uses; elsewhere that one is quicker. The means of the matrix's columns come out of the same
+pass. The backward pass makes each chunk again.
 """
 
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from mmsgformer.ops.linear_cpu import onednn_can, product
+from mmsgformer.ops.linear_cpu import onednn_pays, product
 
 _CHUNK_ELEMENTS = 1 << 19
 # With fewer elements per head the calls cost more than they save.
@@ -19,7 +20,7 @@ _MIN_ELEMENTS = 1 << 18
 
 def worthwhile(q: Tensor, k: Tensor) -> bool:
     """Whether attention of q (B, heads, Q, d) to k (B, heads, K, d) is possible here, and quicker."""
-    return q.shape[2] * k.shape[2] >= _MIN_ELEMENTS and onednn_can(q, k)
+    return q.shape[2] * k.shape[2] >= _MIN_ELEMENTS and onednn_pays(q, k)
 
 
 @torch.library.custom_op('mmsgformer::cpu_attention', mutates_args=())

@@ -1,16 +1,29 @@
-"""Matrix products with weights, on a CPU by oneDNN.
+"""Matrix products with weights, by oneDNN on those CPUs where that is much quicker.
 
-torch leaves float32 products to MKL, which runs at about half speed on processors that are not Intel's, and
-convolutions to oneDNN, which runs at full speed on both. Its product is an operator of torch too, made for
-torch.compile.
+torch leaves float32 products to MKL and convolutions to oneDNN. Of AMD's processors MKL does not use AVX-512,
+which makes it half as fast as oneDNN there; elsewhere the two are about equal. oneDNN's product is an
+operator of torch too, made for torch.compile.
 """
+
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 
-_HAS_ONEDNN = torch.backends.mkldnn.is_available()
+
+def _mkl_is_slow() -> bool:
+    """Whether this is an AMD processor with AVX-512."""
+    if not torch.backends.cpu.get_cpu_capability().startswith('AVX512'):
+        return False
+    try:
+        return 'AuthenticAMD' in Path('/proc/cpuinfo').read_text()
+    except OSError:  # not Linux
+        return False
+
+
+_ONEDNN_IS_QUICKER = torch.backends.mkldnn.is_available() and _mkl_is_slow()
 
 
 class Linear(nn.Linear):
@@ -23,16 +36,16 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`torch.nn.functional.linear`: x (..., C), weight (C', C) and bias (C',) -> (..., C')."""
-    if not onednn_can(x, weight):
+    if not onednn_pays(x, weight):
         return F.linear(x, weight, bias)
     rows = _OneDNNLinear.apply(x.reshape(-1, x.shape[-1]), weight, bias)
     return rows.view(*x.shape[:-1], -1)
 
 
-def onednn_can(x: Tensor, weight: Tensor) -> bool:
-    """Plain float32 on a CPU, where torch has oneDNN and nobody records the operators."""
+def onednn_pays(x: Tensor, weight: Tensor) -> bool:
+    """Plain float32 on such a CPU, and nobody records the operators."""
     return (
-        _HAS_ONEDNN
+        _ONEDNN_IS_QUICKER
         and x.device.type == weight.device.type == 'cpu'
         and x.dtype == weight.dtype == torch.float32
         and x.numel() > 0

@@ -3,8 +3,19 @@
 import pytest
 import torch
 
-from mmsgformer.ops import attention_cpu, attention_with_column_means_reference, dot_product_attention
+from mmsgformer.ops import (
+    attention_cpu,
+    attention_with_column_means_reference,
+    dot_product_attention,
+    linear_cpu,
+)
 from mmsgformer.ops.attention_cpu import cpu_attention, worthwhile
+
+
+@pytest.fixture(autouse=True)
+def on_a_cpu_where_it_pays(monkeypatch):
+    """Whatever this one is."""
+    monkeypatch.setattr(linear_cpu, '_ONEDNN_IS_QUICKER', torch.backends.mkldnn.is_available())
 
 
 def make(batch: int, heads: int, queries: int, keys: int, dim: int) -> list[torch.Tensor]:

@@ -1,13 +1,23 @@
 """Products by oneDNN against torch's own, in float64."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from mmsgformer.ops import Linear, linear
-from mmsgformer.ops.linear_cpu import onednn_can
+from mmsgformer.ops import Linear, linear, linear_cpu
+from mmsgformer.ops.linear_cpu import onednn_pays
 
 SHAPES = [((5, 7), 3), ((2, 6, 4, 16), 64), ((3, 40, 64), 16), ((1, 1, 8), 8)]
+
+HAS_ONEDNN = torch.backends.mkldnn.is_available()
+
+
+@pytest.fixture(autouse=True)
+def on_a_cpu_where_it_pays(monkeypatch):
+    """Whatever this one is."""
+    monkeypatch.setattr(linear_cpu, '_ONEDNN_IS_QUICKER', HAS_ONEDNN)
 
 
 @pytest.mark.parametrize('bias', [True, False])
@@ -34,13 +44,33 @@ def test_outputs_and_gradients(shape, out, bias, layout):
 
 def test_it_is_used_for_plain_float32_on_a_cpu_only():
     x, weight = torch.randn(4, 8), torch.randn(2, 8)
-    assert onednn_can(x, weight) == torch.backends.mkldnn.is_available()
-    assert not onednn_can(x.double(), weight.double())
-    assert not onednn_can(x.to('meta'), weight.to('meta'))
-    assert not onednn_can(x[:0], weight)
+    assert onednn_pays(x, weight) == HAS_ONEDNN
+    assert not onednn_pays(x.double(), weight.double())
+    assert not onednn_pays(x.to('meta'), weight.to('meta'))
+    assert not onednn_pays(x[:0], weight)
     with torch.autocast('cpu', torch.bfloat16):
-        assert not onednn_can(x, weight)
+        assert not onednn_pays(x, weight)
         assert linear(x, weight).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ('capability', 'vendor', 'slow'),
+    [
+        ('AVX512', 'AuthenticAMD', True),
+        ('AVX512', 'GenuineIntel', False),
+        ('AVX2', 'AuthenticAMD', False),
+        ('AVX512', None, False),
+    ],
+)
+def test_it_is_used_on_amd_with_avx512_only(capability, vendor, slow, monkeypatch):
+    def read(path: Path) -> str:
+        if vendor is None:
+            raise FileNotFoundError(path)
+        return f'vendor_id\t: {vendor}'
+
+    monkeypatch.setattr(torch.backends.cpu, 'get_cpu_capability', lambda: capability)
+    monkeypatch.setattr(Path, 'read_text', read)
+    assert linear_cpu._mkl_is_slow() is slow
 
 
 def test_only_what_needs_a_gradient_gets_one():

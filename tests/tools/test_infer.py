@@ -34,7 +34,7 @@ def test_a_folder_with_a_bad_image(run_tool, shapes, tmp_path):
     assert 'Traceback' not in result.stderr
     (prediction,) = json.loads((out / 'predictions.json').read_text()).values()
     labels = mmcv.imread(str(out / prediction['label_map']), flag='unchanged')
-    assert labels.shape == mmcv.imread(str(out / 'pictures' / 'good.jpg.png')).shape[:2] == (128, 128)
+    assert labels.shape == mmcv.imread(str(out / 'pictures' / 'good.jpg.png')).shape[:2] == (112, 112)
     assert sum(prediction['shares'].values()) == pytest.approx(1)
     assert len(prediction['shares']) == len(np.unique(labels))
 
@@ -51,7 +51,7 @@ def test_a_video(run_tool, shapes, tmp_path):
     for prediction in predictions.values():
         for found in prediction['instances']:
             assert found['class'] in ('disc', 'square', 'triangle', 'star')
-            assert coco_mask.decode(found['mask']).shape == (128, 128)
+            assert coco_mask.decode(found['mask']).shape == (112, 112)
             assert len(found['box']) == 4
 
 
