@@ -413,6 +413,7 @@ def padding(args: argparse.Namespace) -> None:
     """Detect in validation images alone, and padded to the size of a larger, empty one in the batch."""
     cfg = Config.fromfile(args.config)
     set_data_root(cfg, args.data_root)
+    cfg.model.data_preprocessor.pad_size_divisor = 1  # no other padding
     init_default_scope(cfg.default_scope)
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
     model = MODELS.build(cfg.model).eval()
