@@ -334,8 +334,9 @@ def main() -> None:
             printed.add_row(*row)
         console.print(printed)
         for failed in (result for result in case if 'failure' in result):
-            first_lines = '\n'.join(failed['failure'].splitlines()[:3])
-            console.print(f'{failed["backbone"]}: {first_lines}\n(the whole of it is in benchmark.json)')
+            console.print(
+                f'{failed["backbone"]} failed: {failed["failure"].splitlines()[0]} (more in benchmark.json)'
+            )
     console.print(f'Written: {arguments.out}/benchmark.md, .json, .png')
 
 

@@ -1,6 +1,10 @@
 """The benchmark runs, and writes what it measured."""
 
+import importlib.util
 import json
+from pathlib import Path
+
+import torch
 
 
 def test_times_memory_and_tables(run_tool, tmp_path):
@@ -24,3 +28,28 @@ def test_what_it_cannot_read_is_named(run_tool):
         result = run_tool('benchmark.py', *arguments)
         assert result.returncode == 2
         assert 'is neither one of' in result.stderr or 'is not SIZE[:BATCH]' in result.stderr
+
+
+def test_what_does_not_compile_or_fit_is_left_out():
+    """The others are measured, and the table says so."""
+    spec = importlib.util.spec_from_file_location(
+        'benchmark', Path(__file__).parents[2] / 'tools/benchmark.py'
+    )
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+
+    def fail(error: Exception) -> None:
+        raise error
+
+    steps = {
+        'good': lambda: None,
+        'bad': lambda: fail(torch._dynamo.exc.Unsupported('no such operator')),
+        'large': lambda: fail(torch.OutOfMemoryError('64 GiB')),
+    }
+    failures = benchmark.warm_up(steps, 'cpu', 1)
+    assert list(steps) == ['good']
+    assert 'no such operator' in failures['bad']
+    assert '64 GiB' in failures['large']
+    case = {'mode': 'infer', 'batch': 1, 'height': 8, 'width': 8}
+    table = benchmark.rows([{'backbone': 'bad', **case}, {'backbone': 'good', 'seconds': 0.5, **case}])
+    assert [row[2] for row in table] == ['failed', '500']
