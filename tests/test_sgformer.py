@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mmsgformer import SGFormer
+from mmsgformer.ops import linear_cpu
 from mmsgformer.sgformer import STRIDES, drop_path, sincos_position_embedding
 
 _random = random.Random(0)
@@ -98,8 +99,10 @@ def test_compiles_without_a_graph_break(tiny, with_cp):
         torch.testing.assert_close(traced, eager, rtol=1e-3, atol=1e-5)
 
 
-def test_float32_agrees_with_float64(tiny):
-    """At a size where float32 takes every quick way on a CPU: maps and gradients."""
+@pytest.mark.parametrize('onednn', [True, False])
+def test_float32_agrees_with_float64(tiny, onednn, monkeypatch):
+    """At a size where float32 takes every quick way on a CPU, with and without oneDNN: maps and gradients."""
+    monkeypatch.setattr(linear_cpu, '_ONEDNN_IS_QUICKER', onednn and torch.backends.mkldnn.is_available())
     torch.manual_seed(0)
     model = SGFormer(tiny, drop_path_rate=0.0)
     exact = SGFormer(tiny, drop_path_rate=0.0).double()
