@@ -1,5 +1,6 @@
 """The swap guide's examples: each builds, and trains two steps with its own optimizer."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -73,29 +74,20 @@ def two_images(scope: str) -> dict:
     return {'inputs': images, 'data_samples': samples}
 
 
-def check_numbers(model: torch.nn.Module) -> None:
-    """Let the forward pass fail at the first module that makes NaN or infinity, with its name."""
-
-    def watch(name: str, module: torch.nn.Module) -> None:
-        def check(_: torch.nn.Module, inputs: tuple, output: object) -> None:
-            if isinstance(output, torch.Tensor) and not output.isfinite().all():
-                shapes = [tuple(x.shape) for x in inputs if isinstance(x, torch.Tensor)]
-                raise ArithmeticError(f'{name} ({type(module).__name__}) made bad numbers of {shapes}')
-
-        module.register_forward_hook(check)
-
-    for name, module in model.named_modules():
-        watch(name, module)
+def refuse_bad_numbers(name: str, module: torch.nn.Module, inputs: tuple, output: object) -> None:
+    """A forward hook: an error that names the first module that makes NaN or infinity."""
+    if isinstance(output, torch.Tensor) and not output.isfinite().all():
+        shapes = [tuple(x.shape) for x in inputs if isinstance(x, torch.Tensor)]
+        raise ArithmeticError(f'{name} ({type(module).__name__}) made bad numbers of {shapes}')
 
 
-# It failed on another machine, twice, with an error that was not shown, and never on those at hand.
-UNSURE = pytest.mark.xfail(reason='fails on some machine, why is unknown')
+# Twice on a machine that is not at hand, with an error that was not shown; never on those at hand.
+# Building the model is not forgiven, only the training step.
+UNSURE = pytest.mark.xfail(reason="mmdet's DINO failed to train on a CPU that is not at hand; why is unknown")
 
 
-@pytest.mark.parametrize(
-    'path', [pytest.param(p, marks=UNSURE if 'dino' in p.stem else (), id=p.stem) for p in EXAMPLES]
-)
-def test_a_swapped_model_trains_two_steps(path, tiny):
+@pytest.mark.parametrize('path', EXAMPLES, ids=lambda p: p.stem)
+def test_a_swapped_model_trains_two_steps(path, tiny, request):
     torch.manual_seed(0)
     cfg = Config.fromfile(path)
     cfg.merge_from_dict(SMALLER.get(path.stem, {}))
@@ -107,8 +99,11 @@ def test_a_swapped_model_trains_two_steps(path, tiny):
         cfg.model.data_preprocessor.size = SIZE
     model = revert_sync_batchnorm(MODELS.build(cfg.model))
     model.init_weights()
-    check_numbers(model)
+    for name, module in model.named_modules():
+        module.register_forward_hook(partial(refuse_bad_numbers, name))
     optimizer = build_optim_wrapper(model, cfg.optim_wrapper)
+    if path.stem == 'mmdet_dino':
+        request.applymarker(UNSURE)
     before = model.backbone.stages[0].blocks[0].ffn.fc1.weight.detach().clone()
     for _ in range(2):
         losses = model.train_step(two_images(cfg.default_scope), optimizer)
