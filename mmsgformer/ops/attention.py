@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmsgformer.ops.attention_chunked import chunked_column_means
-from mmsgformer.ops.attention_cpu import cpu_attention, worthwhile
+from mmsgformer.ops.attention_chunked import chunked_attention, quicker_than_torch
 
 _HAS_TRITON = importlib.util.find_spec('triton') is not None
 BACKENDS = ('auto', 'reference', 'chunked', 'triton')
@@ -21,8 +20,8 @@ BACKENDS = ('auto', 'reference', 'chunked', 'triton')
 
 def dot_product_attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor:
     """`torch.nn.functional.scaled_dot_product_attention`, on a CPU quicker where there are many queries."""
-    if dropout_p == 0 and worthwhile(q, k):
-        return cpu_attention(q, k, v)[0]
+    if dropout_p == 0 and quicker_than_torch(q, k):
+        return chunked_attention(q, k, v, None)[0]
     return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)
 
 
@@ -43,9 +42,9 @@ def attention_with_column_means(
         valid: For self-attention over padded tokens (Q = K): True where a token is real, (B, K), at least
             one per row. Padding receives no attention and does not count as a query in the means.
         dropout_p: Dropout on the attention weights of the output; the means are those without dropout.
-        backend: 'reference' holds the whole softmax matrix. The others take the output from torch's fused
-            attention: 'chunked' sums the columns a chunk of the matrix at a time, on any device, 'triton'
-            with kernels for GPUs. 'auto': 'triton' where it runs, else 'chunked'.
+        backend: 'reference' holds the whole softmax matrix, 'chunked' a chunk of it at a time, on any device.
+            'triton' takes the output from torch's fused attention and the means from kernels for GPUs.
+            'auto': 'triton' where it runs, else 'chunked'.
 
     Returns:
         The output (B, heads, Q, d) in v's dtype and the means (B, K), float32 or better, without gradient.
@@ -57,21 +56,14 @@ def attention_with_column_means(
     backend = _choose_backend(backend, q)
     if backend == 'reference':
         return attention_with_column_means_reference(q, k, v, valid, dropout_p)
-    if backend == 'chunked' and valid is None and dropout_p == 0 and worthwhile(q, k):
-        out, means = cpu_attention(q, k, v)
+    if backend == 'chunked' and dropout_p == 0:
+        out, means, _ = chunked_attention(q, k, v, valid)
         return out, means.detach()
     mask = None if valid is None else valid[:, None, None, :]
-    lse = None
-    if q.device.type == 'cpu' and dropout_p == 0 and q.numel():
-        # What scaled_dot_product_attention calls on a CPU, which keeps the rows' log-sum-exp to itself.
-        if mask is not None:
-            mask = torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=mask)
-    else:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
     with torch.no_grad():
         if backend == 'chunked':
-            return out, chunked_column_means(q, k, lse, valid)
+            return out, chunked_attention(q, k, v, valid)[1]
         from mmsgformer.ops.attention_triton import triton_column_means  # Triton is optional
 
         return out, triton_column_means(q, k, valid)

@@ -1,0 +1,88 @@
+"""Attention in chunks against the whole softmax matrix in float64."""
+
+import pytest
+import torch
+
+from mmsgformer.ops import (
+    attention_chunked,
+    attention_with_column_means_reference,
+    dot_product_attention,
+    linear_cpu,
+)
+from mmsgformer.ops.attention_chunked import chunked_attention, quicker_than_torch
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=['onednn', 'mkl'])
+def onednn(request, monkeypatch):
+    """With both libraries, whatever this CPU is; True where oneDNN is used."""
+    used = request.param and torch.backends.mkldnn.is_available()
+    monkeypatch.setattr(linear_cpu, '_ONEDNN_IS_QUICKER', used)
+    return used
+
+
+def make(batch: int, heads: int, queries: int, keys: int, dim: int) -> list[torch.Tensor]:
+    """Queries, keys, values and a probe, in the layout of heads that were split off channels."""
+    torch.manual_seed(0)
+    return [torch.randn(batch, n, heads, dim).transpose(1, 2) for n in (queries, keys, keys, queries)]
+
+
+@pytest.fixture
+def always_in_chunks(monkeypatch):
+    """However few elements there are: where oneDNN is used the backward pass too."""
+    monkeypatch.setattr(attention_chunked, '_MIN_ELEMENTS', 0)
+
+
+@pytest.mark.parametrize('chunk', [1, 100, 5000, 1 << 19])
+@pytest.mark.parametrize(
+    ('size', 'masked'),
+    [
+        ((2, 3, 50, 30, 16), False),
+        ((1, 2, 7, 64, 24), False),
+        ((2, 1, 33, 1, 8), False),
+        ((2, 3, 40, 40, 16), True),
+    ],
+)
+@pytest.mark.parametrize('scale', [1, 100])
+def test_output_means_and_gradients(size, masked, chunk, scale, always_in_chunks, monkeypatch):
+    """Chunks of one query, of several, of an image and of all; logits of a hundred too."""
+    monkeypatch.setattr(attention_chunked, '_CHUNK_ELEMENTS', {'cpu': chunk})
+    q, k, v, probe = make(*size)
+    valid = torch.arange(size[3]) < torch.tensor([[1], [size[3] - 7]]) if masked else None
+    results = []
+    for function, dtype in (
+        (chunked_attention, torch.float32),
+        (attention_with_column_means_reference, torch.float64),
+    ):
+        leaves = [t.to(dtype).requires_grad_() for t in (q * scale**0.5, k * scale**0.5, v)]
+        out, means, *_ = function(*leaves, valid)
+        results.append([out, means, *torch.autograd.grad(out, leaves, probe.to(dtype))])
+    for ours, exact in zip(*results, strict=True):
+        error = (ours.double() - exact).abs().max() / exact.abs().max().clamp(min=0.1)
+        assert error < 2e-5 * scale
+
+
+def test_a_gradient_of_any_layout_is_taken(always_in_chunks):
+    q, k, v, _ = make(1, 2, 20, 10, 8)
+    for probe in (torch.ones(1).expand(1, 2, 20, 8), torch.randn(1, 2, 8, 20).transpose(2, 3)):
+        leaves = [t.clone().requires_grad_() for t in (q, k, v)]
+        ours = torch.autograd.grad(chunked_attention(*leaves, None)[0], leaves, probe)
+        exact = torch.autograd.grad(attention_with_column_means_reference(*leaves)[0], leaves, probe)
+        for a, b in zip(ours, exact, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_it_is_used_where_it_pays(onednn):
+    small, large = make(1, 1, 64, 64, 8), make(1, 1, 1024, 512, 8)
+    assert not quicker_than_torch(*small[:2])
+    assert quicker_than_torch(*large[:2]) == onednn
+    assert not quicker_than_torch(*(t.double() for t in large[:2]))
+    out = dot_product_attention(*large[:3])
+    exact, _ = attention_with_column_means_reference(*(t.double() for t in large[:3]))
+    torch.testing.assert_close(out.double(), exact, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('masked', [False, True])
+def test_it_is_an_operator_that_torch_can_trust(masked):
+    q, k, v, _ = make(1, 2, 6, 6, 8)
+    leaves = tuple(t.clone().requires_grad_() for t in (q, k, v))
+    torch.library.opcheck(chunked_attention, (*leaves, torch.arange(6)[None] < 4 if masked else None))
