@@ -16,7 +16,7 @@ from torch import nn
 from mmsgformer.checkpoint import prepare_for_model
 from mmsgformer.checkpoint_files import CheckpointError, latest_checkpoint, read_checkpoint
 from mmsgformer.sgformer import SGFormer
-from mmsgformer.visualization import as_image, batch_maps, draw_strip
+from mmsgformer.visualization import as_image, batch_maps, draw_strip, seen_part
 
 
 @HOOKS.register_module()
@@ -139,8 +139,9 @@ class SignificanceVisHook(Hook):
         model, dataset = _unwrapped(runner), runner.val_loop.dataloader.dataset
         for i in range(min(self.num_images, len(dataset))):
             batch = pseudo_collate([dataset[i]])
-            path = batch['data_samples'][0].img_path
-            figure = draw_strip(read_image(path), batch_maps(model, batch), f'iteration {step}')
+            sample = batch['data_samples'][0]
+            image = seen_part(read_image(sample.img_path), sample)
+            figure = draw_strip(image, batch_maps(model, batch), f'iteration {step}')
             runner.visualizer.add_image(f'significance_{i}', as_image(figure), step)
 
 

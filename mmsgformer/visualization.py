@@ -12,6 +12,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from mmsgformer.attention import HybridScaleAttention
@@ -84,8 +85,24 @@ def batch_maps(model: nn.Module, batch: dict) -> list[SignificanceMap]:
     ]
 
 
+def seen_part(image: np.ndarray, sample: BaseDataElement) -> np.ndarray:
+    """The part of an image (H, W, 3) that the network saw: a classifier's pipeline cuts out the centre.
+
+    Args:
+        image: The image as it is in the file.
+        sample: Its data sample, whose meta data say how it was resized and what size was left.
+    """
+    x_scale, y_scale = sample.metainfo.get('scale_factor', (1.0, 1.0))
+    height, width = sample.img_shape[:2]
+    height, width = round(height / y_scale), round(width / x_scale)
+    top, left = max(image.shape[0] - height, 0) // 2, max(image.shape[1] - width, 0) // 2
+    return image[top : top + height, left : left + width]
+
+
 def token_allocation(significance: Tensor, stage: int) -> Tensor:
     """How many tokens the self-guided block after a map merges into one: 1 where tokens stay fine.
+
+    Exact for the map that the network saw; padding that was cut off it took part in the network's sort.
 
     Args:
         significance: (B, H, W).

@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.dataset import Compose
+from mmengine.registry import DefaultScope
 
 from mmsgformer import SGFormer
 from mmsgformer.official_names import official_to_ours
-from mmsgformer.visualization import significance_maps, token_allocation
+from mmsgformer.visualization import seen_part, significance_maps, token_allocation
 
 GOLDEN = Path(__file__).parent / 'golden'
 
@@ -63,3 +66,27 @@ def test_the_most_significant_tokens_stay_finest(stage, shares):
         assert {int(n): (merged == n).float().mean().item() for n in merged.unique()} == shares
         sorted_lengths = merged[values.argsort()].tolist()
         assert sorted_lengths == sorted(sorted_lengths, reverse=True)
+
+
+@pytest.mark.parametrize(('height', 'width'), [(120, 200), (200, 120), (160, 160)])
+@pytest.mark.parametrize('crop', [[], [{'type': 'CenterCrop', 'crop_size': 56}]], ids=['whole', 'cropped'])
+def test_what_is_shown_is_what_a_classifier_saw(height, width, crop, tmp_path):
+    """Resized as its pipeline does, the part that is shown is the network's input."""
+    import mmpretrain.datasets  # noqa: F401  registers the pipeline
+
+    noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
+    image = cv2.resize(noise, (width, height), interpolation=cv2.INTER_CUBIC)
+    cv2.imwrite(str(tmp_path / 'image.png'), image)
+    steps = [
+        {'type': 'LoadImageFromFile'},
+        {'type': 'ResizeEdge', 'scale': 64},
+        *crop,
+        {'type': 'PackInputs'},
+    ]
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        packed = Compose(steps)({'img_path': str(tmp_path / 'image.png')})
+    seen = packed['inputs'].permute(1, 2, 0).numpy()
+    shown = seen_part(image, packed['data_samples'])
+    assert abs(shown.shape[0] / shown.shape[1] - seen.shape[0] / seen.shape[1]) < 0.02
+    shown = cv2.resize(shown, seen.shape[1::-1], interpolation=cv2.INTER_AREA)
+    assert np.abs(shown.astype(float) - seen).mean() < 6

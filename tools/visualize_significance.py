@@ -10,7 +10,7 @@ from rich.progress import track
 from mmsgformer.checkpoint_files import CheckpointError
 from mmsgformer.cli import predictor_parser
 from mmsgformer.inference import Predictor, find_images, read_image
-from mmsgformer.visualization import draw_panel
+from mmsgformer.visualization import draw_panel, seen_part
 
 
 def main() -> None:
@@ -31,7 +31,8 @@ def main() -> None:
         except ValueError as error:
             bad.append(str(error))
             continue
-        panel = draw_panel(image, predictor.maps(path), path.name, predictor.draw(path, sample))
+        seen = seen_part(image, sample)
+        panel = draw_panel(seen, predictor.maps(path), path.name, predictor.draw(path, sample))
         panel.savefig(args.out_dir / f'{path.name}.png', dpi=100)
     print(f'{len(images) - len(bad)} of {len(images)} images drawn to {args.out_dir}')
     if bad:

@@ -44,9 +44,9 @@ def chunked_attention(
         valid: True where a key, and the query of the same index, is real, (B, K); None: everywhere.
 
     Returns:
-        The output (B, heads, Q, d) in q's dtype; the means over heads and valid queries (B, K), 0 for padding;
-        the log-sum-exp of every query's logits (B, heads, Q). The last two in float32 or better, without
-        gradient.
+        The output (B, heads, Q, d) in q's dtype; the means over heads and valid queries (B, K), 0 for
+        padding; the log-sum-exp of every query's logits (B, heads, Q). The last two are in float32 or
+        better and have no gradient.
     """
     batch, heads, num_queries, head_dim = q.shape
     out = q.new_empty(batch, num_queries, heads, head_dim).transpose(1, 2)  # heads are joined next
@@ -100,15 +100,11 @@ def _chunked_attention_backward(
 
 
 @_chunked_attention_backward.register_fake
-def _(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
-def _save(
-    ctx: FunctionCtx, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, Tensor, Tensor]
-) -> None:
+def _save(ctx: FunctionCtx, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     ctx.fused = inputs[0].device.type == 'cpu' and not quicker_than_torch(*inputs[:2])
     ctx.save_for_backward(*inputs, *(output[::2] if ctx.fused else ()))
 
