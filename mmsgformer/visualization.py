@@ -153,7 +153,7 @@ def draw_panel(
         levels = sorted(RUN_LENGTHS[stage])
         lengths = token_allocation(of_stage[-1].values, stage)[0]
         colors = ListedColormap(_ALLOCATION_COLORS[: len(levels)])
-        _show(column[2], f'stage {stage + 1}, keys and values', image.mean(axis=2))
+        _show(column[2], f'stage {stage + 1}, keys and values', _faded(image))
         _overlay(column[2], image, np.searchsorted(levels, lengths), cmap=colors)
         names = ['kept' if level == 1 else f'{level} to 1' for level in levels]
         handles = [Patch(color=color, label=name) for color, name in zip(colors.colors, names, strict=True)]
@@ -202,9 +202,14 @@ def _show(ax: Axes, title: str, image: np.ndarray) -> None:
     ax.imshow(image, cmap='gray', vmin=0, vmax=255)
 
 
+def _faded(image: np.ndarray) -> np.ndarray:
+    """An image in grey of little contrast: what is dark in it must not look like a low value of the map."""
+    return 64 + image.mean(axis=2) / 2
+
+
 def _show_ranks(ax: Axes, title: str, image: np.ndarray, m: SignificanceMap) -> ScalarMappable:
     """Lay the ranks of a map, from 0 to 1, over an image in grey."""
-    _show(ax, title, image.mean(axis=2))
+    _show(ax, title, _faded(image))
     ranks = m.values.flatten().argsort().argsort().view_as(m.values[0])
     return _overlay(ax, image, ranks / max(ranks.max(), 1), cmap='cividis', vmin=0, vmax=1)
 
@@ -213,4 +218,4 @@ def _overlay(ax: Axes, image: np.ndarray, values: np.ndarray | Tensor, **scale: 
     """Lay a map (h, w) of any resolution over the image that is shown."""
     height, width = image.shape[:2]
     extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-    return ax.imshow(values, alpha=0.6, extent=extent, interpolation='nearest', **scale)
+    return ax.imshow(values, alpha=0.7, extent=extent, interpolation='nearest', **scale)

@@ -15,6 +15,8 @@ from torch import Tensor
 from mmsgformer.ops.attention_chunked import chunked_attention, quicker_than_torch
 
 _HAS_TRITON = importlib.util.find_spec('triton') is not None
+# A block of queries and one of keys must fit into a GPU's shared memory.
+_MAX_TRITON_HEAD_DIM = 128
 BACKENDS = ('auto', 'reference', 'chunked', 'triton')
 
 
@@ -80,13 +82,19 @@ def _choose_backend(backend: str, q: Tensor) -> str:
     check_backend(backend)
     if backend == 'auto':
         # The kernels are for training types; in float64 nobody is in a hurry.
-        return 'triton' if q.is_cuda and _HAS_TRITON and q.dtype != torch.float64 else 'chunked'
+        fits = q.is_cuda and q.dtype != torch.float64 and q.shape[-1] <= _MAX_TRITON_HEAD_DIM
+        return 'triton' if fits and _HAS_TRITON else 'chunked'
     if backend == 'triton' and not _HAS_TRITON:
         raise RuntimeError("the attention backend 'triton' cannot run: Triton is not installed")
     if backend == 'triton' and not q.is_cuda and os.environ.get('TRITON_INTERPRET') != '1':
         raise RuntimeError(
             f"the attention backend 'triton' cannot run: the tensors are on {q.device.type}; it needs a GPU, "
             'or TRITON_INTERPRET=1 to be tested'
+        )
+    if backend == 'triton' and q.shape[-1] > _MAX_TRITON_HEAD_DIM:
+        raise RuntimeError(
+            f"the attention backend 'triton' cannot run: heads have {q.shape[-1]} channels, it takes at most "
+            f'{_MAX_TRITON_HEAD_DIM}'
         )
     return backend
 
