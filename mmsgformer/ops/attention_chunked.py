@@ -5,11 +5,13 @@ one and it is quicker, else it makes each chunk again.
 """
 
 from collections.abc import Iterator
+from math import prod
 from typing import Optional
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
+from torch.utils.flop_counter import register_flop_formula
 
 from mmsgformer.ops.linear_cpu import onednn_pays, product
 
@@ -71,6 +73,12 @@ def _(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> tuple[Tensor, Te
     out = q.new_empty(q.transpose(1, 2).shape).transpose(1, 2)
     exact = q.new_empty(0, dtype=torch.promote_types(q.dtype, torch.float32))
     return out, exact.new_empty(k.shape[0], k.shape[2]), exact.new_empty(q.shape[:3])
+
+
+@register_flop_formula(torch.ops.mmsgformer.chunked_attention)
+def _(q_shape: torch.Size, k_shape: torch.Size, *_: object, **__: object) -> int:
+    """For torch's FlopCounterMode: q k^T and its product with v, two operations per multiplication."""
+    return 4 * prod(q_shape) * k_shape[2]
 
 
 @torch.library.custom_op('mmsgformer::chunked_attention_backward', mutates_args=())
