@@ -46,16 +46,15 @@ def pad_to_multiple(x: Tensor, size: int) -> Tensor:
     return F.pad(x, (0, 0, 0, -width % size, 0, -height % size))
 
 
-def to_windows(x: Tensor, size: int) -> Tensor:
-    """(B, H, W, C) with H and W multiples of `size` -> (B * windows, size * size, C)."""
-    x = x.unflatten(2, (-1, size)).unflatten(1, (-1, size))  # (B, rows, size, columns, size, C)
-    return x.transpose(2, 3).flatten(3, 4).flatten(0, 2)
-
-
 def to_patches(x: Tensor, size: int) -> Tensor:
     """(B, H, W, C) with H and W multiples of `size` -> (B, H / size, W / size, size * size * C)."""
     x = x.unflatten(2, (-1, size)).unflatten(1, (-1, size))  # (B, rows, size, columns, size, C)
     return x.transpose(2, 3).flatten(3)
+
+
+def to_windows(x: Tensor, size: int) -> Tensor:
+    """(B, H, W, C) with H and W multiples of `size` -> (B * windows, size * size, C)."""
+    return to_patches(x, size).unflatten(-1, (size * size, -1)).flatten(0, 2)
 
 
 def from_windows(windows: Tensor, size: int, height: int, width: int) -> Tensor:
