@@ -1,5 +1,5 @@
-# The heads of Swin's published numbers: four convolutions, one linear layer, GIoU loss. Proposals as in mmdet's
-# Cascade Mask R-CNN.
+# The heads of Swin's published numbers: four convolutions, one linear layer, GIoU loss. The proposals are
+# made as in mmdet's Cascade Mask R-CNN.
 _base_ = 'mask-rcnn_sgformer_fpn.py'
 model = dict(
     type='CascadeRCNN',
