@@ -110,10 +110,35 @@ def test_no_weight_decay_on_norms_biases_and_position_embedding(path):
             assert (id(parameter) in decayed) != exempt, f'{prefix}.{name}'
 
 
+def test_the_cascades_proposals_are_mmdets():
+    mmdet = pytest.importorskip('mmdet')
+    base = Path(mmdet.__path__[0], '.mim/configs/_base_/models/cascade-mask-rcnn_r50_fpn.py')
+    ours = Config.fromfile(ROOT / 'configs/_base_/models/cascade-mask-rcnn_sgformer_fpn.py').model
+    theirs = Config.fromfile(base).model
+    del theirs.train_cfg.rpn['debug']
+    assert ours.rpn_head == theirs.rpn_head
+    assert ours.train_cfg.rpn == theirs.train_cfg.rpn
+    assert ours.train_cfg.rpn_proposal == theirs.train_cfg.rpn_proposal
+
+
 def test_swap_into_an_mmdet_config(tmp_path):
-    """The README's example, as it stands there."""
+    """The README's example, as it stands there, with the optimizer of the guide's."""
     (example,) = re.findall(r'```python\n(_base_ = .*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
     config = tmp_path / 'swapped.py'
     config.write_text(example)
     cfg = Config.fromfile(config)
-    assert type(build(cfg).backbone).__name__ == 'SGFormer'
+    model = build(cfg)
+    assert type(model.backbone).__name__ == 'SGFormer'
+    optimizer = build_optim_wrapper(model, cfg.optim_wrapper).optimizer
+    assert (type(optimizer).__name__, optimizer.defaults['lr']) == ('AdamW', 1e-4)
+
+
+def test_the_readmes_training_starts_from_imagenet_weights():
+    """Its command for COCO, as docs/training.md and docs/checkpoints.md write it."""
+    pages = [(ROOT / name).read_text() for name in ('README.md', 'docs/training.md', 'docs/checkpoints.md')]
+    pattern = r'model\.backbone\.init_cfg\.type=\S+ model\.backbone\.init_cfg\.checkpoint=[\w.-]+'
+    (options,) = {found for page in pages for found in re.findall(pattern, page)}
+    assert all(options in page for page in pages)
+    cfg = Config.fromfile(ROOT / 'configs/coco/mask-rcnn_sgformer-s_fpn_1x_coco.py')
+    cfg.merge_from_dict(dict(option.split('=') for option in options.split()))
+    assert build(cfg).backbone.init_cfg == {'type': 'Pretrained', 'checkpoint': 'SG-Former-S.pth'}

@@ -4,3 +4,4 @@ model = dict(
     backbone=dict(_delete_=True, type='SGFormer', arch='s', drop_path_rate=0.1, out_indices=(3,)),
     head=dict(in_channels=512),
 )
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(pos_embed=dict(decay_mult=0))))

@@ -6,3 +6,4 @@ model = dict(
     backbone=dict(_delete_=True, type='SGFormer', arch='s', drop_path_rate=0.2),
     decode_head=dict(in_channels=[64, 128, 256, 512]),
 )
+optim_wrapper = dict(paramwise_cfg=dict(custom_keys=dict(pos_embed=dict(lr_mult=0.1, decay_mult=0))))

@@ -5,4 +5,5 @@ model = dict(
     backbone=dict(_delete_=True, type='SGFormer', arch='s', drop_path_rate=0.2),
     neck=dict(in_channels=[64, 128, 256, 512]),
 )
-optim_wrapper = dict(optimizer=dict(_delete_=True, type='AdamW', lr=1e-4, weight_decay=0.05))
+optim_wrapper = dict(optimizer=dict(_delete_=True, type='AdamW', lr=1e-4, weight_decay=1e-4))
+param_scheduler = [dict(type='PolyLR', eta_min=0.0, power=0.9, begin=0, end=160000, by_epoch=False)]

@@ -1,7 +1,9 @@
-# The cascade that Swin's published numbers use: four convolutions, one linear layer, GIoU loss.
+# The heads of Swin's published numbers: four convolutions, one linear layer, GIoU loss. The proposals are
+# made as in mmdet's Cascade Mask R-CNN.
 _base_ = 'mask-rcnn_sgformer_fpn.py'
 model = dict(
     type='CascadeRCNN',
+    rpn_head=dict(loss_bbox=dict(_delete_=True, type='SmoothL1Loss', beta=1 / 9, loss_weight=1.0)),
     roi_head=dict(
         type='CascadeRoIHead',
         num_stages=3,
@@ -31,6 +33,8 @@ model = dict(
         ],
     ),
     train_cfg=dict(
+        rpn=dict(allowed_border=0),
+        rpn_proposal=dict(max_per_img=2000),
         rcnn=[
             dict(
                 _base_.model.train_cfg.rcnn,
@@ -44,6 +48,6 @@ model = dict(
                 ),
             )
             for iou in (0.5, 0.6, 0.7)
-        ]
+        ],
     ),
 )
