@@ -5,7 +5,7 @@ import os
 import tempfile
 from pathlib import Path
 
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, DictAction
 
 from mmsgformer.dataset_paths import check_dataset_paths, set_data_root
 from mmsgformer.distributed import prepare_cpu_distributed
@@ -89,12 +89,17 @@ def check_writable(work_dir: str) -> None:
 
 def _protect_checkpoints(cfg: Config) -> None:
     """Give a config, in place, what our own have: strict and safe loading, saving that loses nothing good."""
-    hooks = ConfigDict(cfg.get('default_hooks') or {})
-    hooks.setdefault('checkpoint_load', {}).setdefault('type', 'CheckpointLoadHook')
-    hooks.setdefault('bad_number', {}).setdefault('type', 'BadNumberHook')
+    hooks = dict(cfg.get('default_hooks') or {})
+    own = {'checkpoint_load': 'CheckpointLoadHook', 'bad_number': 'BadNumberHook'}
+    for name, kind in own.items():
+        if hooks.setdefault(name, {}) is None:  # switched off; MMEngine takes None for its own hooks only
+            del hooks[name]
+        else:
+            hooks[name].setdefault('type', kind)
     saving = hooks.setdefault('checkpoint', dict(interval=1))
     if saving is not None:
         saving.setdefault('type', 'CheckpointHook')
-        if '://' not in str(saving.get('out_dir')) and not saving.get('file_client_args'):
+        local = '://' not in str(saving.get('out_dir')) and not saving.get('file_client_args')
+        if saving['type'] == 'CheckpointHook' and local:
             saving.setdefault('backend_args', dict(backend='checkpoints'))
     cfg.default_hooks = hooks
