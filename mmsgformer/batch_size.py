@@ -10,6 +10,10 @@ from mmengine.logging import print_log
 _WORLD_SIZE = {'pytorch': 'WORLD_SIZE', 'slurm': 'SLURM_NTASKS', 'mpi': 'OMPI_COMM_WORLD_SIZE'}
 
 
+# What schedulers count in iterations if they are not by_epoch.
+_SCHEDULER_COUNTS = ('begin', 'end', 'T_max', 'step_size', 'milestones', 'total_steps', 'periods')
+
+
 def num_processes(launcher: str) -> int:
     """Processes that this launcher started, 1 without a launcher."""
     return int(os.environ.get(_WORLD_SIZE.get(launcher, ''), 1))
@@ -19,7 +23,9 @@ def accumulate_to_base(cfg: Config, processes: int) -> None:
     """Accumulate gradients until an optimizer step sees as many images as the recipe assumes, in place.
 
     MMEngine counts iterations, and now several make a step. So all that a config counts in iterations grows
-    by the same factor: the length of training, warm-up and decay, validation, checkpoints, and the EMA.
+    by the same factor: the length of training, warm-up and decay, validation, checkpoints, the EMA, and the
+    pictures of the significance; not how often a line is logged. A config that accumulates by this factor
+    already, as one that an earlier run wrote, stays as it is.
 
     Args:
         cfg: A training config with `auto_scale_lr.base_batch_size`.
@@ -27,7 +33,7 @@ def accumulate_to_base(cfg: Config, processes: int) -> None:
 
     Raises:
         ValueError: The config does not say its batch size, or that is not a multiple of what the processes
-            see at once.
+            see at once, or the config accumulates by another factor already.
     """
     base = _base_batch_size(cfg)
     if base is None:
@@ -38,20 +44,44 @@ def accumulate_to_base(cfg: Config, processes: int) -> None:
             f'{processes} x {cfg.train_dataloader.batch_size} images at once do not divide the {base} of the '
             'recipe; choose another train_dataloader.batch_size'
         )
-    factor = base // at_once
+    factor, present = base // at_once, cfg.optim_wrapper.get('accumulative_counts', 1)
+    if present not in (1, factor):
+        raise ValueError(
+            f'{cfg.filename} has optim_wrapper.accumulative_counts={present}, and {factor} are needed; take '
+            'the config that it was made from, which accumulates nothing'
+        )
     cfg.optim_wrapper.accumulative_counts = factor
+    if present == factor:
+        return
     if 'max_iters' in cfg.train_cfg:
-        _multiply(cfg.train_cfg, ('max_iters', 'val_interval'), factor)
+        keys = ('max_iters', 'val_begin', 'val_interval', 'dynamic_intervals')
+        _multiply(cfg.train_cfg, keys, factor)
     schedulers = cfg.get('param_scheduler') or []
     for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
         if not scheduler.get('by_epoch', True):
-            _multiply(scheduler, ('begin', 'end', 'T_max', 'milestones'), factor)
-    checkpoint = cfg.get('default_hooks', {}).get('checkpoint', {})
+            _multiply(scheduler, _SCHEDULER_COUNTS, factor)
+    checkpoint = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     if not checkpoint.get('by_epoch', True):
-        _multiply(checkpoint, ('interval',), factor)
+        _multiply(checkpoint, ('interval', 'save_begin'), factor)
     for hook in cfg.get('custom_hooks') or []:
         if hook['type'] == 'EMAHook':
-            hook['interval'] = hook.get('interval', 1) * factor
+            hook.setdefault('interval', 1)
+        if hook['type'] in ('EMAHook', 'SignificanceVisHook'):
+            _multiply(hook, ('interval', 'begin_iter'), factor)
+
+
+def check_auto_scale_lr(cfg: Config) -> None:
+    """Check that MMEngine scales the learning rate, if it does, to the images of an optimizer step.
+
+    Raises:
+        ValueError: The config accumulates gradients, which MMEngine leaves out when it counts the images.
+    """
+    counts = cfg.optim_wrapper.get('accumulative_counts', 1)
+    if counts > 1 and (cfg.get('auto_scale_lr') or {}).get('enable'):
+        raise ValueError(
+            f'auto_scale_lr counts no accumulated images: with accumulative_counts={counts} the learning '
+            f'rate would be 1/{counts} of what it should be; use one of the two'
+        )
 
 
 def report_batch_size(cfg: Config, processes: int) -> None:
@@ -78,10 +108,11 @@ def _base_batch_size(cfg: Config) -> int | None:
 
 
 def _multiply(node: ConfigDict, keys: tuple[str, ...], factor: int) -> None:
-    """Multiply those entries, numbers or lists of numbers, that are there."""
+    """Multiply those entries, numbers or (nested) lists of numbers, that are there."""
+
+    def multiplied(value: object) -> object:
+        return [multiplied(v) for v in value] if isinstance(value, (list, tuple)) else value * factor
+
     for key in keys:
-        value = node.get(key)
-        if isinstance(value, (list, tuple)):
-            node[key] = [v * factor for v in value]
-        elif value is not None:
-            node[key] = value * factor
+        if node.get(key) is not None:
+            node[key] = multiplied(node[key])

@@ -1,5 +1,6 @@
 """Loading a checkpoint into a backbone, or into the model around it: strictly, and never silently."""
 
+import logging
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, MutableMapping
@@ -36,6 +37,7 @@ def load_backbone(backbone: nn.Module, path: str | Path, partial: bool = False) 
     weights, rest, source = split_weights(read_checkpoint(path), path, partial)
     fitting = fit_backbone(weights, backbone, path, partial)
     backbone.load_state_dict(fitting, strict=False)
+    _warn_of_grid(weights, backbone, path)
     report = _share(fitting, backbone.state_dict(), path, source)
     if any(name.startswith(CLASSIFIER_HEAD) for name in rest):
         report += "; the file's classifier head is not used"
@@ -62,6 +64,7 @@ def prepare_for_model(
     """
     weights, rest, source = split_weights(checkpoint, path, partial)
     fitting = fit_backbone(weights, model.backbone, path, partial)
+    _warn_of_grid(weights, model.backbone, path)
     own = model.state_dict()
     others = {name for name in own if not name.startswith('backbone.')}
     absent = sorted(n for n in others if n not in rest or rest[n].shape != own[n].shape)
@@ -188,6 +191,19 @@ def _resize_position_embedding(
     resized = F.interpolate(square, size=grid, mode='bicubic', align_corners=False)
     print_log(f'position embedding resized from {side} x {side} to {grid[0]} x {grid[1]}', 'current')
     return {**weights, 'pos_embed': resized.permute(0, 2, 3, 1).flatten(1, 2)}
+
+
+def _warn_of_grid(weights: Mapping[str, Tensor], backbone: nn.Module, path: str | Path) -> None:
+    """Say so if an embedding of as many places as a grid that is not square was taken to be of that grid."""
+    rows, columns = backbone.pretrain_grid
+    embedding = weights.get('pos_embed')
+    if embedding is not None and embedding.shape[1:2] == (rows * columns,) and rows != columns:
+        print_log(
+            f'{path}: nothing in a file says the shape of its position embedding; {rows * columns} places '
+            f"are taken as {rows} rows x {columns} columns, as the backbone's pretrain_img_size has it",
+            'current',
+            logging.WARNING,
+        )
 
 
 def _compare_archs(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:

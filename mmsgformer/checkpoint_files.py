@@ -65,10 +65,12 @@ def _read_file(path: Path, name: str, map_location: object) -> Mapping:
     except Exception as error:  # the readers raise many kinds for a damaged file
         unsafe = _other_globals(path, error) if isinstance(error, pickle.UnpicklingError) else []
         if unsafe:
+            first = 'download it and ' if '://' in name else ''
+            file = name.rpartition('/')[2] if first else name
             raise CheckpointError(
                 f'{name} was not loaded: besides tensors it holds {", ".join(unsafe)}, and loading those can '
-                'run code. If you trust where it is from, keep its weights alone, once: '
-                f"c = torch.load('{path}', weights_only=False); torch.save({{k: c[k] for k in "
+                f'run code. If you trust where it is from, {first}keep its weights alone, once: '
+                f"c = torch.load('{file}', weights_only=False); torch.save({{k: c[k] for k in "
                 "('state_dict_ema', 'state_dict', 'model') if k in c}, 'weights.pth')"
             ) from error
         # torch's text for what it cannot unpickle recommends unsafe reading.

@@ -1,11 +1,12 @@
-"""What tools/train.py and tools/test.py share: arguments, and the config they describe."""
+"""What the tools share: arguments, and the config they describe."""
 
 import argparse
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, DictAction
 
 from mmsgformer.dataset_paths import check_dataset_paths, set_data_root
 from mmsgformer.distributed import prepare_cpu_distributed
@@ -16,7 +17,7 @@ os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
 
 
 def base_parser(description: str) -> argparse.ArgumentParser:
-    """A parser with the arguments that every tool takes which runs a config."""
+    """A parser with the arguments of tools/train.py and tools/test.py."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('config', help='config file')
     parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/CONFIG_NAME)')
@@ -46,6 +47,24 @@ def predictor_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+def read_config(
+    config: str, splits: tuple[str, ...], data_root: str | None = None, options: Mapping | None = None
+) -> Config:
+    """A config with another data root and options, the paths of these splits checked.
+
+    Exits with a message that names the path and the option if the config or its data does not exist.
+    """
+    try:
+        cfg = Config.fromfile(config)
+        if data_root:
+            set_data_root(cfg, data_root)
+        cfg.merge_from_dict(options or {})
+        check_dataset_paths(cfg, splits)
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(f'error: {error}') from error
+    return cfg
+
+
 def load_config(args: argparse.Namespace, splits: tuple[str, ...], checkpoint: str | None = None) -> Config:
     """The config that the arguments describe, its paths checked, ready for a Runner.
 
@@ -58,19 +77,15 @@ def load_config(args: argparse.Namespace, splits: tuple[str, ...], checkpoint: s
     not exist.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg = read_config(args.config, splits, args.data_root, args.cfg_options)
+    if checkpoint and '://' not in checkpoint and not Path(checkpoint).is_file():
+        raise SystemExit(f'error: the checkpoint {checkpoint} does not exist')
+    cfg.launcher = args.launcher
     try:
-        cfg = Config.fromfile(args.config)
-        if args.data_root:
-            set_data_root(cfg, args.data_root)
-        cfg.merge_from_dict(args.cfg_options)
-        check_dataset_paths(cfg, splits)
-        if checkpoint and '://' not in checkpoint and not Path(checkpoint).is_file():
-            raise FileNotFoundError(f'the checkpoint {checkpoint} does not exist')
-        cfg.launcher = args.launcher
         prepare_cpu_distributed(cfg)
-        _protect_checkpoints(cfg)
-    except (FileNotFoundError, ValueError) as error:
+    except ValueError as error:
         raise SystemExit(f'error: {error}') from error
+    _protect_checkpoints(cfg)
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(args.config).stem)
     return cfg
 
@@ -89,12 +104,17 @@ def check_writable(work_dir: str) -> None:
 
 def _protect_checkpoints(cfg: Config) -> None:
     """Give a config, in place, what our own have: strict and safe loading, saving that loses nothing good."""
-    hooks = ConfigDict(cfg.get('default_hooks') or {})
-    hooks.setdefault('checkpoint_load', {}).setdefault('type', 'CheckpointLoadHook')
-    hooks.setdefault('bad_number', {}).setdefault('type', 'BadNumberHook')
+    hooks = dict(cfg.get('default_hooks') or {})
+    own = {'checkpoint_load': 'CheckpointLoadHook', 'bad_number': 'BadNumberHook'}
+    for name, kind in own.items():
+        if hooks.setdefault(name, {}) is None:  # switched off; MMEngine takes None for its own hooks only
+            del hooks[name]
+        else:
+            hooks[name].setdefault('type', kind)
     saving = hooks.setdefault('checkpoint', dict(interval=1))
     if saving is not None:
         saving.setdefault('type', 'CheckpointHook')
-        if '://' not in str(saving.get('out_dir')) and not saving.get('file_client_args'):
+        local = '://' not in str(saving.get('out_dir')) and not saving.get('file_client_args')
+        if saving['type'] == 'CheckpointHook' and local:
             saving.setdefault('backend_args', dict(backend='checkpoints'))
     cfg.default_hooks = hooks

@@ -21,8 +21,11 @@ from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image, ImageOps
 
 IGNORED_LABEL = 255
+# As many as OpenCV reads; Pillow refuses pictures of more than twice its own limit.
+Image.MAX_IMAGE_PIXELS = 2**30 // 2
 # COCO's own boxes end up to a pixel outside.
 TOLERANCE = 1.0
+_IDS = ('id', 'image_id', 'category_id')
 SMALL = 8  # pixels
 LONG = 50  # times as long as wide
 
@@ -91,7 +94,7 @@ def _list(config: ConfigDict, model: ConfigDict) -> tuple[list[Problem], list[It
         name = config.get('ann_file') or config.get('data_root') or config['type']
         return [Problem(str(name), f'{error}; set the data set right in the config')], []
     classes = dataset.metainfo.get('classes') or ()
-    if str(dataset.ann_file).endswith('.json'):
+    if hasattr(dataset, 'COCOAPI'):  # mmdet's mark of COCO's format; mmpretrain has another in .json
         with_mask = bool(steps.get('LoadAnnotations', {}).get('with_mask'))
         problems, items = _list_coco(dataset.ann_file, dataset.data_prefix['img'], classes, with_mask)
     else:
@@ -144,9 +147,11 @@ def _list_files(dataset: Any, model: ConfigDict) -> tuple[list[Problem], list[It
         if item.label_map:
             reduced, mapping = sample.get('reduce_zero_label', False), sample.get('label_map')
             item.check_labels = _label_checker(outputs or len(dataset.metainfo['classes']), reduced, mapping)
-        elif outputs and not 0 <= sample.get('gt_label', 0) < outputs:
-            text = f'class {sample["gt_label"]}, but the model has num_classes={outputs}; correct one of them'
-            problems.append(Problem(item.image, text))
+        elif outputs:
+            for label in np.ravel(sample.get('gt_label', 0)):  # one, or a list of several
+                if not 0 <= label < outputs:
+                    text = f'class {label}, but the model has num_classes={outputs}; correct one of them'
+                    problems.append(Problem(item.image, text))
         items.append(item)
     return problems, items
 
@@ -194,8 +199,13 @@ def _list_coco(path: str, folder: str, classes: tuple, with_mask: bool) -> tuple
         tables[part] = {}
         for number, entry in enumerate(content[part]):
             lacking = [name for name in fields if not isinstance(entry, dict) or name not in entry]
+            no_id = [name for name in _IDS if name in fields and name not in lacking]
+            no_id = [name for name in no_id if not isinstance(entry[name], (int, str))]
             if lacking:
                 problems.append(Problem(path, f'{part}[{number}] has no {", ".join(lacking)}; add it'))
+            elif no_id:
+                text = f'{part}[{number}]: {no_id[0]} {entry[no_id[0]]!r} is no whole number; correct it'
+                problems.append(Problem(path, text))
             elif entry['id'] in tables[part]:
                 problems.append(Problem(path, f'{part}[{number}]: id {entry["id"]} is there twice; renumber'))
             elif part == 'images' and not (
@@ -208,7 +218,7 @@ def _list_coco(path: str, folder: str, classes: tuple, with_mask: bool) -> tuple
                 problems.append(Problem(path, text))
             else:
                 tables[part][entry['id']] = entry
-    names = {entry['id']: entry['name'] for entry in tables['categories'].values()}
+    names = {entry['id']: str(entry['name']) for entry in tables['categories'].values()}
     absent = [name for name in classes if name not in names.values()]
     if absent:
         problems.append(
@@ -252,10 +262,10 @@ def _list_coco(path: str, folder: str, classes: tuple, with_mask: bool) -> tuple
 def _check_annotation(entry: dict, width: int, height: int, with_mask: bool) -> tuple[str, bool] | None:
     """What is wrong with an object's box and mask, and whether it is an error."""
     box = entry['bbox']
-    if not (isinstance(box, list) and len(box) == 4 and all(isinstance(v, (int, float)) for v in box)):
+    if not (isinstance(box, list) and len(box) == 4 and all(map(_is_number, box))):
         return f'has no box [x, y, width, height] but {box!r}; correct it', True
-    if not all(map(math.isfinite, box)):
-        return f'has the box {box}; correct it', True
+    if not _is_number(entry['area']):
+        return f'has no number of pixels as area but {entry["area"]!r}; correct it', True
     x, y, w, h = box
     if min(x + w, width) <= max(x, 0) or min(y + h, height) <= max(y, 0):
         return f'has the box {box} outside the image of {width} x {height}, and is lost; correct it', True
@@ -271,7 +281,9 @@ def _check_annotation(entry: dict, width: int, height: int, with_mask: bool) -> 
             return f'has a mask of {mask.get("size")} for an image of {[height, width]}; correct it', True
     elif isinstance(mask, list) and mask:
         for polygon in mask:
-            if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+            if not isinstance(polygon, list) or not all(map(_is_number, polygon)) or len(polygon) == 2:
+                return 'has a polygon that is no list of numbers [x1, y1, x2, y2, ...]; correct it', True
+            if len(polygon) < 6 or len(polygon) % 2:
                 return 'has a polygon of less than three points, which is left out', False
             xs, ys = polygon[::2], polygon[1::2]
             if min(*xs, *ys) < -TOLERANCE or max(xs) > width + TOLERANCE or max(ys) > height + TOLERANCE:
@@ -279,6 +291,10 @@ def _check_annotation(entry: dict, width: int, height: int, with_mask: bool) -> 
     else:
         return 'has no segmentation, which this config trains with; add it, or take a config of boxes', True
     return None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def _check_item(item: Item) -> list[Problem]:
@@ -355,9 +371,9 @@ def _check_image(item: Item) -> tuple[list[Problem], tuple[int, int] | None]:
     if image.mode in _MODES:
         problems.append(Problem(item.image, _MODES[image.mode], is_error=False))
     elif image.mode != 'RGB':
-        text = (
-            f'has mode {image.mode}, more than 8 bits: the upper 8 of 16 are used; convert it if that is dark'
-        )
+        text = f'has mode {image.mode}, not 8-bit grey or RGB; convert it'
+        if image.mode.startswith('I'):  # I;16 and its like
+            text = f'has mode {image.mode}, more than 8 bits: the upper 8 of 16 are used; convert it if dark'
         problems.append(Problem(item.image, text, is_error=False))
     if item.scale and min(size) * max(item.scale) < 0.5 * max(size):  # as mmcv rounds
         text = '{} x {} pixels: nothing is left of it when it is resized to fit {} x {}; take it off the list'

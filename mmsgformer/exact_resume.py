@@ -127,7 +127,7 @@ class ResumableBatchSampler:
     """Batches of a sampler whose indices know their place, and of which the first can be left out.
 
     Yields nothing until `ExactResumeHook` starts it: MMEngine can ask for batches before it has read the
-    seed that a resumed run had.
+    seed that a resumed run had. An epoch without any batch is a `DataError`.
 
     Args:
         sampler: Where the indices come from.
@@ -165,12 +165,20 @@ class ResumableBatchSampler:
     def __iter__(self) -> Iterator[list[Placed]]:
         if self.seed is None:
             return
-        for number, batch in enumerate(self.batches):
+        number = -1
+        # Endless samplers search for ever in nothing.
+        for number, batch in enumerate(self.batches if len(self.sampler) else ()):
             if self.num_skipped > 0:
                 self.num_skipped -= 1
                 continue
             place = (self.seed, get_rank(), self.epoch, number)
             yield [Placed(index, (*place, i)) for i, index in enumerate(batch)]
+        if number < 0:
+            raise DataError(
+                f'the training data has {len(self.sampler)} samples for this process, not enough for one '
+                f'batch of {self.batch_size}; lower train_dataloader.batch_size or leave out drop_last. '
+                f'{_LOOK}'
+            )
 
     def __len__(self) -> int:
         return len(self.batches)

@@ -21,7 +21,9 @@ from mmsgformer.visualization import as_image, batch_maps, draw_strip, seen_part
 
 @HOOKS.register_module()
 class CheckpointLoadHook(Hook):
-    """Everything that a run loads is read without running code from it, and loaded strictly or not at all.
+    """Files and http(s) URLs are read without running code from them, and loaded strictly or not at all.
+
+    Other storages, such as s3://, keep the reader that MMEngine has for them.
 
     `load_from`, `resume` and test checkpoints of a model with an `SGFormer` backbone go through
     `mmsgformer.checkpoint.prepare_for_model`: official files fit as they are; the backbone has to fit

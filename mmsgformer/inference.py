@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import cv2
 import mmcv
 import numpy as np
 import torch
@@ -83,7 +84,10 @@ def read_image(path: str | Path) -> np.ndarray:
     Raises:
         ValueError: The file is no image that can be read.
     """
-    image = mmcv.imread(str(path)) if Path(path).is_file() else None
+    try:
+        image = mmcv.imread(str(path)) if Path(path).is_file() else None
+    except cv2.error:  # an empty file; others that are no image give None
+        image = None
     if image is None:
         raise ValueError(f'{path} is no image that can be read')
     return mmcv.bgr2rgb(image)

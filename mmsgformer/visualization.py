@@ -34,7 +34,10 @@ class SignificanceMap(NamedTuple):
 
 @contextmanager
 def record_significance(backbone: SGFormer) -> Iterator[list[SignificanceMap]]:
-    """Collect the maps of every forward pass within the `with` block, in the order of the blocks."""
+    """Collect the maps of every forward pass within the `with` block, in the order of the blocks.
+
+    With gradient checkpointing (`with_cp`) a backward pass within it runs the blocks, and adds maps, again.
+    """
     maps: list[SignificanceMap] = []
 
     def recorder(stage: int, block: int):

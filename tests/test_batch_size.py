@@ -3,10 +3,11 @@
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 from mmengine.config import Config
 
-from mmsgformer.batch_size import accumulate_to_base, report_batch_size
+from mmsgformer.batch_size import accumulate_to_base, check_auto_scale_lr, report_batch_size
 
 ROOT = Path(__file__).parents[1]
 ADE20K = 'ade20k/sgformer-s_upernet_8xb2-160k_ade20k-512x512.py'
@@ -42,6 +43,77 @@ def test_a_batch_that_does_not_divide_the_recipes_is_refused():
         accumulate_to_base(load(COCO), processes=3)
     with pytest.raises(ValueError, match='base_batch_size'):
         accumulate_to_base(Config({'train_dataloader': {'batch_size': 2}}), processes=1)
+
+
+def test_what_accumulates_already_is_not_multiplied_again(tmp_path):
+    """As the config that an earlier run wrote."""
+    cfg = load(ADE20K)
+    accumulate_to_base(cfg, processes=2)
+    cfg.dump(tmp_path / 'dumped.py')
+    dumped = Config.fromfile(tmp_path / 'dumped.py')
+    accumulate_to_base(dumped, processes=2)
+    assert dumped.to_dict() == cfg.to_dict()
+    for processes in (1, 8):
+        with pytest.raises(ValueError, match=r'accumulative_counts=4, and [81] are needed'):
+            accumulate_to_base(dumped, processes)
+
+
+COUNTS = {
+    'train_cfg': dict(max_iters=100, val_begin=10, val_interval=5, dynamic_intervals=[(50, 2)]),
+    'scheduler': dict(begin=1, end=9, T_max=8, step_size=3, milestones=[4, 6], total_steps=8, periods=[2, 6]),
+    'checkpoint': dict(interval=5, save_begin=50),
+    'EMAHook': dict(interval=2, begin_iter=10),
+    'SignificanceVisHook': dict(interval=5),
+}
+
+
+@pytest.mark.parametrize('by_epoch', [False, True])
+def test_all_that_is_counted_in_iterations_grows(by_epoch):
+    """What is counted in epochs stays."""
+    train = dict(max_epochs=3, val_begin=2, val_interval=1) if by_epoch else COUNTS['train_cfg']
+    cfg = Config(
+        dict(
+            train_cfg=dict(train),
+            train_dataloader=dict(batch_size=2),
+            auto_scale_lr=dict(base_batch_size=8),
+            optim_wrapper=dict(),
+            param_scheduler=[dict(COUNTS['scheduler'], by_epoch=by_epoch)],
+            default_hooks=dict(checkpoint=dict(COUNTS['checkpoint'], by_epoch=by_epoch)),
+            custom_hooks=[dict(COUNTS[name], type=name) for name in ('EMAHook', 'SignificanceVisHook')],
+        )
+    )
+    accumulate_to_base(cfg, processes=2)
+    found = {
+        'train_cfg': (train, cfg.train_cfg),
+        'scheduler': (COUNTS['scheduler'], cfg.param_scheduler[0]),
+        'checkpoint': (COUNTS['checkpoint'], cfg.default_hooks.checkpoint),
+        **{hook.type: (COUNTS[hook.type], hook) for hook in cfg.custom_hooks},
+    }
+    for name, (before, after) in found.items():
+        factor = 1 if by_epoch and 'Hook' not in name else 2
+        for key, value in before.items():
+            np.testing.assert_array_equal(after[key], np.multiply(value, factor), err_msg=key)
+
+
+@pytest.mark.parametrize('hooks', [None, {}, {'checkpoint': None}])
+def test_a_config_without_hooks_accumulates(hooks):
+    cfg = load(COCO)
+    cfg.default_hooks, cfg.custom_hooks = hooks, None
+    accumulate_to_base(cfg, processes=4)
+    assert cfg.optim_wrapper.accumulative_counts == 2
+
+
+@pytest.mark.parametrize(('enable', 'counts'), [(False, 2), (True, 1), (True, 2)])
+def test_a_scaled_rate_of_accumulated_gradients_is_refused(enable, counts):
+    """MMEngine would scale it to the images of one iteration."""
+    cfg = load(COCO)
+    cfg.auto_scale_lr.enable = enable
+    cfg.optim_wrapper.accumulative_counts = counts
+    if enable and counts == 2:
+        with pytest.raises(ValueError, match='1/2 of what it should be'):
+            check_auto_scale_lr(cfg)
+    else:
+        check_auto_scale_lr(cfg)
 
 
 @pytest.mark.parametrize(

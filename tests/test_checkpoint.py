@@ -128,7 +128,7 @@ def test_another_variant_is_named(file, config, tmp_path):
 def log_lines(monkeypatch) -> list[str]:
     """What is logged while a test runs."""
     lines: list[str] = []
-    monkeypatch.setattr('mmsgformer.checkpoint.print_log', lambda line, _: lines.append(line))
+    monkeypatch.setattr('mmsgformer.checkpoint.print_log', lambda line, *_: lines.append(line))
     return lines
 
 
@@ -138,6 +138,25 @@ def test_the_log_says_what_share_was_loaded(official, tiny, tmp_path, log_lines)
     (line,) = log_lines
     assert "100.0% of the backbone's parameters (269 of 269 tensors) loaded from state_dict_ema" in line
     assert line.endswith("the file's classifier head is not used")
+
+
+@pytest.mark.parametrize(
+    ('saved', 'own', 'is_warned'),
+    [((64, 64), (32, 128), True), ((32, 128), (32, 128), True), ((64, 64), (64, 64), False)],
+)
+@pytest.mark.parametrize('whole', [False, True])
+def test_a_grid_that_cannot_be_known_is_warned_of(whole, saved, own, is_warned, tiny, tmp_path, log_lines):
+    """A file holds the number of places alone."""
+    file = {'state_dict': SGFormer(tiny, pretrain_img_size=saved).state_dict()}
+    model = Classifier(tiny)
+    model.backbone = SGFormer(tiny, pretrain_img_size=own)
+    if whole:
+        prepare_for_model(file, model, 'weights.pth', strict=False)
+    else:
+        torch.save(file, tmp_path / 'weights.pth')
+        load_backbone(model.backbone, tmp_path / 'weights.pth')
+    warned = [line for line in log_lines if 'taken as 8 rows x 32 columns' in line]
+    assert len(warned) == is_warned
 
 
 @pytest.mark.parametrize('init_cfg', [{}, {'partial': True}, {'type': PretrainedInit}])

@@ -6,9 +6,11 @@ import functools
 import http.server
 import os
 import random
+import re
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -123,13 +125,30 @@ def test_a_truncated_file_is_an_error_wherever_it_ends(suffix, tmp_path):
             read_checkpoint(path)
 
 
-def test_a_url_is_downloaded(tmp_path):
-    torch.save(WEIGHTS, tmp_path / 'weights.pth')
+@pytest.fixture
+def address(tmp_path) -> Iterator[str]:
+    """Where a test's folder is served from."""
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        content = read_checkpoint(f'http://127.0.0.1:{server.server_port}/weights.pth')
+        yield f'http://127.0.0.1:{server.server_port}'
         server.shutdown()
+
+
+@pytest.mark.parametrize('is_url', [False, True])
+def test_the_advice_names_a_file_that_is_there(is_url, address, tmp_path):
+    """Of a download, only the temporary copy had the path."""
+    torch.save({'state_dict': WEIGHTS, 'other': Path('a')}, tmp_path / 'weights.pth')
+    with pytest.raises(CheckpointError, match='keep its weights alone') as caught:
+        read_checkpoint(f'{address}/weights.pth' if is_url else tmp_path / 'weights.pth')
+    advised = re.search(r"torch\.load\('(.*?)'", str(caught.value))[1]
+    assert advised == ('weights.pth' if is_url else str(tmp_path / 'weights.pth'))
+    assert ('download it and keep' in str(caught.value)) == is_url
+
+
+def test_a_url_is_downloaded(address, tmp_path):
+    torch.save(WEIGHTS, tmp_path / 'weights.pth')
+    content = read_checkpoint(f'{address}/weights.pth')
     assert all(torch.equal(content[name], value) for name, value in WEIGHTS.items())
 
 

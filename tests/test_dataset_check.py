@@ -163,6 +163,72 @@ def test_an_annotation_file_that_is_none_is_named(text, message, data):
     assert any(p.file.endswith('instances_train2017.json') and message in p.text for p in problems)
 
 
+@pytest.mark.parametrize(
+    ('part', 'field', 'value', 'file', 'text'),
+    [
+        ('annotations', 'area', None, '.jpg', 'no number of pixels as area but None'),
+        ('annotations', 'area', 'large', '.jpg', "no number of pixels as area but 'large'"),
+        ('annotations', 'bbox', [1, 2, float('nan'), 4], '.jpg', 'no box'),
+        ('annotations', 'segmentation', [[1, 1], [9, 1], [9, 9]], '.jpg', 'no list of numbers'),
+        ('annotations', 'segmentation', [[[1, 1], [9, 1], [9, 9]] * 2], '.jpg', 'no list of numbers'),
+        ('annotations', 'segmentation', [[1, 1, 9, 1, 9, float('nan')]], '.jpg', 'no list of numbers'),
+        ('annotations', 'segmentation', [['1'] * 6], '.jpg', 'no list of numbers'),
+        ('annotations', 'id', [1], '.json', 'annotations[0]: id [1] is no whole number'),
+        ('annotations', 'image_id', {}, '.json', 'annotations[0]: image_id {} is no whole number'),
+        ('annotations', 'category_id', [1], '.json', 'annotations[0]: category_id [1] is no'),
+        ('images', 'id', None, '.json', 'images[0]: id None is no whole number'),
+        ('categories', 'id', [1], '.json', 'categories[0]: id [1] is no whole number'),
+        ('categories', 'name', ['disc'], '.json', "has no category 'disc'"),
+    ],
+)
+def test_values_of_a_wrong_kind_are_named(part, field, value, file, text, data):
+    """They do not end the check."""
+    path = data / 'annotations' / 'instances_train2017.json'
+    content = json.loads(path.read_text())
+    content[part][0][field] = value
+    path.write_text(json.dumps(content))
+    problems = [p for p in check('detection', data, splits=('train',)) if p.is_error]
+    assert any(p.file.endswith(file) and text in p.text for p in problems)
+
+
+@pytest.mark.parametrize(
+    ('kind', 'labels', 'wrong'),
+    [
+        ('BaseDataset', [0, 3], []),
+        ('BaseDataset', [0, 4], [4]),
+        ('MultiLabelDataset', [[0, 1], [3]], []),
+        ('MultiLabelDataset', [[0, 1], [2, 5]], [5]),
+    ],
+)
+def test_mmpretrains_own_lists_are_read(kind, labels, wrong, data):
+    """They end in .json as COCO's do; an image has one class or several."""
+    images = sorted((data / 'train').rglob('*.jpg'))
+    listed = [{'img_path': str(i), 'gt_label': label} for i, label in zip(images, labels, strict=False)]
+    classes = ['disc', 'square', 'triangle', 'star']
+    (data / 'list.json').write_text(json.dumps({'metainfo': {'classes': classes}, 'data_list': listed}))
+    cfg = Config.fromfile(ROOT / CONFIGS['classification'])
+    cfg.train_dataloader.dataset = dict(type=kind, ann_file=str(data / 'list.json'), pipeline=[])
+    problems, count = check_data(cfg, ('train',), lambda results, _: results)
+    assert count == 2
+    expect(problems, [(images[1].name, f'class {label}, but', True) for label in wrong])
+
+
+def test_a_large_image_is_sound(data):
+    """Pillow's own limit is below OpenCV's."""
+    path = next((data / 'train').rglob('*.jpg'))
+    Image.new('1', (15000, 15000)).save(path, format='PNG')
+    expect(check('classification', data, splits=('train',)), [(path.name, 'black and white', False)])
+
+
+@pytest.mark.parametrize(
+    ('mode', 'text'), [('I;16', 'the upper 8 of 16 are used'), ('F', 'has mode F, not 8-bit grey or RGB')]
+)
+def test_unusual_modes_are_noted(mode, text, data):
+    path = next((data / 'train').rglob('*.jpg'))
+    Image.new(mode, (64, 64)).save(path, format='TIFF')
+    expect(check('classification', data, splits=('train',)), [(path.name, text, False)])
+
+
 def test_every_defect_of_segmentation_data_is_found(data):
     expected = break_images(data / 'images' / 'training')[1:]  # what is not there is not listed
     maps = data / 'annotations' / 'training'

@@ -8,15 +8,23 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import ConfigDict
-from mmengine.dataset import InfiniteSampler
+from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.hooks import EMAHook
 from mmengine.model import BaseModel
 from mmengine.registry import DATASETS
 from mmengine.runner import Runner
+from torch.utils.data import DataLoader
 
 from mmsgformer.checkpoint_files import read_checkpoint
 from mmsgformer.cli import base_parser, load_config
-from mmsgformer.exact_resume import DataError, EndlessBatches, Placed, PlaceSeededDataset, make_exact
+from mmsgformer.exact_resume import (
+    DataError,
+    EndlessBatches,
+    Placed,
+    PlaceSeededDataset,
+    ResumableBatchSampler,
+    make_exact,
+)
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = {
@@ -223,6 +231,32 @@ def test_a_bad_sample_is_named(monkeypatch, tmp_path):
         DataError, match=r'sample \d+ .*\(number_\d+\.jpg\) cannot .*no picture.*check_dataset'
     ):
         train_numbers(tmp_path, 1)
+
+
+@pytest.mark.parametrize(
+    ('samples', 'kind', 'drop_last', 'is_error'),
+    [
+        (3, DefaultSampler, True, True),
+        (0, DefaultSampler, False, True),
+        (0, InfiniteSampler, False, True),
+        (3, DefaultSampler, False, False),
+        (4, DefaultSampler, True, False),
+        (3, InfiniteSampler, True, False),
+    ],
+)
+def test_an_epoch_without_a_batch_is_an_error(samples, kind, drop_last, is_error):
+    """It would be repeated for ever."""
+    batches = ResumableBatchSampler(kind(range(samples), shuffle=False), batch_size=4, drop_last=drop_last)
+    batches.start(seed=0, epoch=0, num_skipped=2)
+    loader = DataLoader(PlaceSeededDataset(range(samples)), batch_sampler=batches)
+    endless = EndlessBatches(loader, num_done=0)
+    if is_error:
+        with pytest.raises(
+            DataError, match=f'{samples} samples for this process, not enough for one batch of 4'
+        ):
+            next(endless)
+    else:
+        assert len(next(endless)) == (4 if kind is InfiniteSampler else samples)
 
 
 def test_data_that_cannot_be_listed_is_named(tmp_path):

@@ -197,6 +197,42 @@ def test_users_configs_are_protected_by_the_tools(tmp_path):
     assert hooks.checkpoint_load == dict(type='CheckpointLoadHook', partial=True)
 
 
+@pytest.mark.parametrize('name', ['checkpoint_load', 'bad_number', 'checkpoint'])
+def test_a_hook_is_switched_off_as_in_mmengine(name, make_runner, tmp_path):
+    """By None, whether a config has the hook or the tools would add it."""
+    config = tmp_path / 'own.py'
+    for text in ('', f"default_hooks = dict({name}=dict(priority='LOW'))"):
+        config.write_text(text)
+        arguments = [str(config), '--cfg-options', f'default_hooks.{name}=None']
+        hooks = load_config(base_parser('').parse_args(arguments), splits=()).default_hooks
+        assert hooks.get(name) is None
+        runner = make_runner('classifier')
+        runner._hooks = []
+        runner.register_default_hooks(hooks)
+        kinds = dict(
+            checkpoint_load='CheckpointLoadHook', bad_number='BadNumberHook', checkpoint='CheckpointHook'
+        )
+        found = {type(hook).__name__ for hook in runner.hooks} & set(kinds.values())
+        assert found == set(kinds.values()) - {kinds[name]}
+
+
+def test_a_users_own_hook_for_saving_keeps_its_arguments(tmp_path):
+    config = tmp_path / 'own.py'
+    config.write_text("default_hooks = dict(checkpoint=dict(type='OwnHook', interval=7))\n")
+    hooks = load_config(base_parser('').parse_args([str(config)]), splits=()).default_hooks
+    assert hooks.checkpoint == dict(type='OwnHook', interval=7)
+
+
+def test_a_config_without_hooks_gets_all(tmp_path):
+    config = tmp_path / 'own.py'
+    config.write_text('model = dict()\n')
+    hooks = load_config(base_parser('').parse_args([str(config)]), splits=()).default_hooks
+    saving = dict(type='CheckpointHook', interval=1, backend_args=dict(backend='checkpoints'))
+    assert hooks.checkpoint == saving
+    assert hooks.checkpoint_load.type == 'CheckpointLoadHook'
+    assert hooks.bad_number.type == 'BadNumberHook'
+
+
 def test_remote_checkpoints_keep_their_storage(tmp_path):
     config = tmp_path / 'own.py'
     config.write_text("model = dict()\ndefault_hooks = dict(checkpoint=dict(out_dir='s3://bucket/a'))\n")

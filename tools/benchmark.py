@@ -295,7 +295,11 @@ def main() -> None:
         help=f"{', '.join(PRESETS)}, or NAME={{'type': ..., ...}}; ratios are to the first",
     )
     parser.add_argument(
-        '--inputs', nargs='+', type=parse_input, default=['224:8'], help='SIZE[:BATCH], HEIGHTxWIDTH[:BATCH]'
+        '--inputs',
+        nargs='+',
+        type=parse_input,
+        default=[parse_input('224:8')],
+        help='SIZE[:BATCH], HEIGHTxWIDTH[:BATCH] (default: 224:8)',
     )
     parser.add_argument('--modes', nargs='+', choices=MODES, default=['infer'], help='train: and backward')
     parser.add_argument('--amp', choices=AMP_DTYPES, help='autocast to this type (default: float32)')

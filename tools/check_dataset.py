@@ -7,11 +7,11 @@ say what training makes of unusual images.
 import argparse
 from collections.abc import Iterable
 
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 from rich.progress import track
 
+from mmsgformer.cli import read_config
 from mmsgformer.dataset_check import check_data
-from mmsgformer.dataset_paths import check_dataset_paths, set_data_root
 
 SPLITS = ('train', 'val')
 
@@ -27,14 +27,7 @@ def main() -> None:
         '--cfg-options', nargs='+', action=DictAction, default={}, help='override entries of the config'
     )
     args = parser.parse_args()
-    try:
-        cfg = Config.fromfile(args.config)
-        if args.data_root:
-            set_data_root(cfg, args.data_root)
-        cfg.merge_from_dict(args.cfg_options)
-        check_dataset_paths(cfg, SPLITS)
-    except (FileNotFoundError, ValueError) as error:
-        raise SystemExit(f'error: {error}') from error
+    cfg = read_config(args.config, SPLITS, args.data_root, args.cfg_options)
 
     def bar(results: Iterable, count: int) -> Iterable:
         return track(results, total=count, description='checking')

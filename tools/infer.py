@@ -2,7 +2,8 @@
 
 OUT_DIR/pictures/IMAGE.png has the predictions drawn (a video comes out as OUT_DIR/NAME.mp4 too);
 OUT_DIR/predictions.json has, by image name, boxes (x1, y1, x2, y2 in pixels) with masks as COCO's RLE, or the
-share of the image of each class with OUT_DIR/label_maps/IMAGE.png, or the class of the whole image.
+share of the image of each class with OUT_DIR/label_maps/IMAGE.png (16 bits above 256 classes), or the class
+of the whole image.
 """
 
 import json
@@ -35,7 +36,8 @@ def describe(sample: BaseDataElement, classes: tuple[str, ...], label_map: Path)
             instance['mask'] = {'size': rle['size'], 'counts': rle['counts'].decode()}
         return {'instances': instances}
     if 'pred_sem_seg' in sample:
-        labels = sample.pred_sem_seg.data[0].numpy().astype(np.uint8)
+        kind = np.uint8 if len(classes) <= 256 else np.uint16
+        labels = sample.pred_sem_seg.data[0].numpy().astype(kind)
         mmcv.imwrite(labels, str(label_map))
         shares = np.bincount(labels.flatten(), minlength=len(classes)) / labels.size
         present = {classes[i]: float(share) for i, share in enumerate(shares) if share}

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from mmengine.config import Config
 from mmengine.dataset import BaseDataset, pseudo_collate
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 
 from mmsgformer.attention import WINDOW_SIZE
 from mmsgformer.checkpoint_files import CheckpointError
-from mmsgformer.dataset_paths import check_dataset_paths, set_data_root
+from mmsgformer.cli import read_config
 from mmsgformer.inference import Predictor
 from mmsgformer.visualization import batch_maps, token_allocation
 
@@ -55,7 +54,11 @@ class Share(NamedTuple):
 
 
 def measure(model: nn.Module, dataset: BaseDataset, title: str) -> dict[str, Share]:
-    """Over all images of a data set, for every hybrid-scale block by its name."""
+    """Over all images of a data set, for every hybrid-scale block by its name.
+
+    Raises:
+        ValueError: There is nothing to compare.
+    """
     sums: dict[str, Tensor] = {}
     for i in track(range(len(dataset)), description=title):
         batch = pseudo_collate([dataset[i]])
@@ -72,6 +75,8 @@ def measure(model: nn.Module, dataset: BaseDataset, title: str) -> dict[str, Sha
     shares = {}
     for name, values in sums.items():
         on_objects, on_background, finest_on, finest, area, rest = values.tolist()
+        if not (area and rest and finest):
+            raise ValueError(f'{name}: no object, no background or no whole window in any image')
         shares[name] = Share(
             on_objects / area / (on_background / rest), finest_on / finest, area / (area + rest)
         )
@@ -87,13 +92,10 @@ def main() -> None:
     parser.add_argument('checkpoint', help='checkpoint of the whole model')
     parser.add_argument('--data-root', help="folder of the data set, instead of the config's data_root")
     args = parser.parse_args()
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config, ('val',), args.data_root)
     try:
-        if args.data_root:
-            set_data_root(cfg, args.data_root)
-        check_dataset_paths(cfg, ('val',))
         trained = Predictor(args.config, args.checkpoint).model
-    except (CheckpointError, FileNotFoundError, ValueError) as error:
+    except CheckpointError as error:
         raise SystemExit(f'error: {error}') from error
     MMLogger.get_instance('mmengine', log_level='WARNING')  # or every initialised parameter is listed
     torch.manual_seed(0)
@@ -101,7 +103,10 @@ def main() -> None:
     untrained.init_weights()
     untrained.to(next(trained.parameters()).device)
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
-    before, after = measure(untrained, dataset, 'before'), measure(trained, dataset, 'after')
+    try:
+        before, after = measure(untrained, dataset, 'before'), measure(trained, dataset, 'after')
+    except ValueError as error:
+        raise SystemExit(f'error: {error}') from error
 
     area = next(iter(after.values())).area
     table = Table(title=f'{len(dataset)} images, objects cover {area:.1%} of them', title_justify='left')

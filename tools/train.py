@@ -5,7 +5,7 @@ import errno
 from mmengine.device import get_device
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from mmsgformer.batch_size import accumulate_to_base, num_processes, report_batch_size
+from mmsgformer.batch_size import accumulate_to_base, check_auto_scale_lr, num_processes, report_batch_size
 from mmsgformer.checkpoint_files import CheckpointError, latest_checkpoint
 from mmsgformer.cli import base_parser, check_writable, load_config
 from mmsgformer.exact_resume import make_exact
@@ -63,9 +63,13 @@ def main() -> None:
         except ValueError as error:
             parser.error(f'--accumulate: {error}')
     if args.auto_scale_lr:
-        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             parser.error(f'--auto-scale-lr: {args.config} has no auto_scale_lr.base_batch_size')
         cfg.auto_scale_lr.enable = True
+    try:
+        check_auto_scale_lr(cfg)
+    except ValueError as error:
+        parser.error(str(error))
     if args.resume:
         # A job that is always started with --resume has nothing to resume from the first time.
         found = resume_from or latest_checkpoint(cfg.work_dir) or find_latest_checkpoint(cfg.work_dir)

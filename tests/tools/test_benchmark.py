@@ -4,15 +4,19 @@ import importlib.util
 import json
 from pathlib import Path
 
+import pytest
 import torch
+
+SMALL = (
+    "small={'type': 'SGFormer', 'arch': {'embed_dims': (32, 64, 128, 256), 'depths': (1, 1, 2, 1), "
+    "'num_heads': (2, 4, 8, 16)}}"
+)
 
 
 def test_times_memory_and_tables(run_tool, tmp_path):
     """Two backbones by preset and by config, with ratios to the first."""
-    small = "{'type': 'SGFormer', 'arch': {'embed_dims': (32, 64, 128, 256), 'depths': (1, 1, 2, 1), "
-    small += "'num_heads': (2, 4, 8, 16)}}"
     arguments = ['--inputs', '64x96:2', '--modes', 'train', '--rounds', 1, '--warmup', 1, '--amp', 'bf16']
-    result = run_tool('benchmark.py', 'swin-t', f'small={small}', *arguments, '--out', tmp_path)
+    result = run_tool('benchmark.py', 'swin-t', SMALL, *arguments, '--out', tmp_path)
     assert result.returncode == 0, result.stderr
     results = json.loads((tmp_path / 'benchmark.json').read_text())['results']
     assert [r['backbone'] for r in results] == ['swin-t', 'small']
@@ -21,6 +25,15 @@ def test_times_memory_and_tables(run_tool, tmp_path):
     assert lines[-2].startswith('| train 64x96, batch 2 | swin-t |')
     assert '(1.00)' in lines[-2]
     assert (tmp_path / 'benchmark.png').stat().st_size > 0
+
+
+@pytest.mark.parametrize(('arguments', 'row'), [([], '224x224, batch 8'), (['--inputs', '64'], '64x64')])
+def test_the_inputs_that_are_measured(run_tool, tmp_path, arguments, row):
+    """Those that were given, or the default."""
+    quick = ['--no-memory', '--rounds', 1, '--warmup', 1, '--out', tmp_path]
+    result = run_tool('benchmark.py', SMALL, *arguments, *quick)
+    assert result.returncode == 0, result.stderr
+    assert row in (tmp_path / 'benchmark.md').read_text()
 
 
 def test_what_it_cannot_read_is_named(run_tool):

@@ -1,5 +1,6 @@
 """tools/infer.py on a folder with a bad image and on a video, as a user would run it."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from mmengine.structures import BaseDataElement, PixelData
 from pycocotools import mask as coco_mask
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'demo'
@@ -37,6 +39,22 @@ def test_a_folder_with_a_bad_image(run_tool, shapes, tmp_path):
     assert labels.shape == mmcv.imread(str(out / 'pictures' / 'good.jpg.png')).shape[:2] == (112, 112)
     assert sum(prediction['shares'].values()) == pytest.approx(1)
     assert len(prediction['shares']) == len(np.unique(labels))
+
+
+@pytest.mark.parametrize(('num_classes', 'dtype'), [(256, np.uint8), (300, np.uint16)])
+def test_a_label_map_holds_every_class(num_classes, dtype, tmp_path):
+    """Also above 256 of them, where 8 bits would count from 0 again."""
+    spec = importlib.util.spec_from_file_location('infer', CONFIGS.parents[1] / 'tools/infer.py')
+    infer = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(infer)
+    last = num_classes - 1
+    sample = BaseDataElement(pred_sem_seg=PixelData(data=torch.tensor([[[0, 1], [last, last]]])))
+    classes = tuple(f'class {i}' for i in range(num_classes))
+    found = infer.describe(sample, classes, tmp_path / 'map.png')
+    assert found['shares'] == {'class 0': 0.25, 'class 1': 0.25, f'class {last}': 0.5}
+    labels = mmcv.imread(str(tmp_path / 'map.png'), flag='unchanged')
+    assert labels.dtype == dtype
+    assert labels.tolist() == [[0, 1], [last, last]]
 
 
 def test_a_video(run_tool, shapes, tmp_path):

@@ -1,12 +1,16 @@
 """tools/measure_significance.py, with weights for which the answer is known."""
 
+import importlib.util
 import re
 from pathlib import Path
 
+import pytest
 import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import DATASETS, MODELS, init_default_scope
+
+from mmsgformer.dataset_paths import set_data_root
 
 FOLDER = Path(__file__).parents[2] / 'configs' / 'demo'
 CONFIGS = ('mask-rcnn_sgformer-tiny_fpn_shapes.py', 'sgformer-tiny_upernet_shapes.py')
@@ -33,3 +37,26 @@ def test_weights_of_before_training_give_the_same_after_it(run_tool, shapes, tmp
             assert float(before) > 0
             assert (before, finest_before) == (after, finest_after)
     assert len(areas) == 1
+
+
+def test_a_config_that_is_not_there_is_named(run_tool):
+    result = run_tool('measure_significance.py', 'absent.py', 'weights.pth')
+    assert result.returncode == 1
+    assert 'absent.py' in result.stderr
+    assert 'Traceback' not in result.stderr
+
+
+@pytest.mark.parametrize('value', [0.0, 1.0])
+def test_images_that_show_one_kind_only_are_refused(value, shapes, monkeypatch):
+    """No object, or no background: there is nothing to compare."""
+    spec = importlib.util.spec_from_file_location('tool', FOLDER.parents[1] / 'tools/measure_significance.py')
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    cfg = Config.fromfile(FOLDER / CONFIGS[1])
+    set_data_root(cfg, str(shapes))
+    init_default_scope(cfg.default_scope)
+    model = revert_sync_batchnorm(MODELS.build(cfg.model))
+    dataset = DATASETS.build({**cfg.val_dataloader.dataset, 'indices': 1})
+    monkeypatch.setattr(tool, 'object_mask', lambda *_: torch.full((112, 112), value))
+    with pytest.raises(ValueError, match='no object, no background'):
+        tool.measure(model, dataset, '')

@@ -21,6 +21,7 @@ SHORT = {
     SEGMENTER: ['train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'default_hooks.logger.interval=1'],
 }
 LONGER = {DETECTOR: 'train_cfg.max_epochs=2', SEGMENTER: 'train_cfg.max_iters=4'}
+ACCUMULATING = ['--cfg-options', 'auto_scale_lr.base_batch_size=16', 'optim_wrapper.accumulative_counts=2']
 METRIC = {DETECTOR: 'coco/bbox_mAP_50', SEGMENTER: 'mIoU'}
 
 
@@ -129,6 +130,7 @@ def test_launchers_say_how_they_are_used(run_tool, script):
         ([DETECTOR, '--data-root', '/no/such/folder'], '--data-root'),
         ([DETECTOR, '--data-root', '{shapes}', '--resume', 'none.pth'], 'none.pth does not exist'),
         ([DETECTOR, '--data-root', '{shapes}', '--launcher', 'slurm'], 'tools/dist_train.sh'),
+        ([DETECTOR, '--data-root', '{shapes}', '--auto-scale-lr', *ACCUMULATING], 'no accumulated images'),
     ],
 )
 def test_bad_input_ends_before_a_model_is_built(run_tool, arguments, message, shapes, tmp_path):
