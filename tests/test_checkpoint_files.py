@@ -241,8 +241,10 @@ def kill_within_writes(folder: Path) -> None:
         finally:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
-        iteration = read_checkpoint(latest_checkpoint(folder))['meta']['iter']
         promised = int((folder / 'announced').read_text() or 0)
+        newest = latest_checkpoint(folder)
+        assert newest, f'iteration {promised} was saved, nothing is left'
+        iteration = read_checkpoint(newest)['meta']['iter']
         assert iteration >= promised, f'iteration {promised} was saved, {iteration} is left'
 
 
