@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from mmsgformer.attention import (
     FullAttention,
@@ -53,6 +55,51 @@ def test_local_attention_does_not_see_its_padding(size):
     weights = (q @ k.T / 2).softmax(-1)
     torch.testing.assert_close(out[0, top : top + 7, left : left + 7].reshape(-1, 4), weights @ v)
     torch.testing.assert_close(means[0, top : top + 7, left : left + 7].flatten(), weights.mean(0))
+
+
+def hybrid_scale_by_the_formula(attention: HybridScaleAttention, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Output and significance, with the whole softmax matrix, a convolution and a loop over the windows."""
+    height, width, dim = x.shape[1:]
+    ratio, heads = attention.reduction, attention.num_heads // 2
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        q, k, v = (t.unflatten(1, (heads, -1)).transpose(0, 1) for t in (q, k, v))
+        weights = (q @ k.mT / q.shape[2] ** 0.5).softmax(-1)
+        return (weights @ v).transpose(0, 1).flatten(1), weights.mean((0, 1))
+
+    outs, significances = [], []
+    for image in x:
+        padded = F.pad(image.permute(2, 0, 1), (0, -width % ratio, 0, -height % ratio))
+        reduced = F.conv2d(padded[None], attention.reduce.weight, attention.reduce.bias, stride=ratio)
+        reduced = F.gelu(attention.reduce_norm(reduced[0].permute(1, 2, 0)))
+        keys_and_values = attention.global_kv(reduced.flatten(0, 1)).chunk(2, 1)
+        out, means = attend(attention.global_q(image.flatten(0, 1)), *keys_and_values)
+        attended = torch.cat([out, torch.zeros_like(out)], 1).view(height, width, dim)
+        means = F.interpolate(means.view(1, 1, *reduced.shape[:2]), scale_factor=ratio, mode='nearest')
+        significance = means[0, 0, :height, :width].clone()
+        for top in range(0, height, 7):
+            for left in range(0, width, 7):
+                window = (slice(top, top + 7), slice(left, left + 7))
+                out, means = attend(*attention.local_qkv(image[window].flatten(0, 1)).chunk(3, 1))
+                attended[window][..., dim // 2 :] = out.view_as(attended[window][..., dim // 2 :])
+                significance[window] += means.view_as(significance[window])
+        position = attention.lepe.conv(attention.lepe.linear(image).permute(2, 0, 1)[None])
+        outs.append(attention.proj(attended + position[0].permute(1, 2, 0)))
+        significances.append(significance)
+    return torch.stack(outs), torch.stack(significances)
+
+
+@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize('reduction', [8, 4, 2])
+def test_hybrid_scale_attention_is_what_its_formula_says(size, reduction):
+    """Where the windows and the cells of the reduced map do not divide the map too."""
+    torch.manual_seed(0)
+    attention = HybridScaleAttention(16, 4, reduction).double()
+    x = torch.randn(2, *size, 16, dtype=torch.float64)
+    with torch.no_grad():
+        expected = hybrid_scale_by_the_formula(attention, x)
+        for ours, one in zip(attention(x), expected, strict=True):
+            torch.testing.assert_close(ours, one, rtol=0, atol=1e-12)
 
 
 def test_significance_carries_no_gradient_and_is_passed_on():

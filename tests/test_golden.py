@@ -31,7 +31,8 @@ def official_weights(name: str, draw_golden) -> dict[str, Tensor]:
     return {key: draw_golden(key, shape) for key, shape in keys.items()}
 
 
-CASES = [('tiny', 'auto'), ('tiny', 'reference'), ('tiny', 'chunked'), ('tiny', 'triton'), ('s', 'auto')]
+# On a CPU 'auto' is 'chunked'. 'triton', slow when interpreted, is held against 'reference' elsewhere.
+CASES = [('tiny', 'reference'), ('tiny', 'chunked'), ('s', 'auto')]
 
 
 @pytest.fixture(params=CASES, ids='-'.join)

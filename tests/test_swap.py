@@ -97,8 +97,20 @@ def decayed(backbone: torch.nn.Module, optimizer: torch.optim.Optimizer) -> set[
     }
 
 
+def check_backbone_and_neck(model: torch.nn.Module, batch: dict) -> None:
+    """Finite maps of a batch, and finite gradients that are not zero of what makes them."""
+    maps = model.extract_feat(model.data_preprocessor(batch, training=True)['inputs'])
+    assert all(m.isfinite().all() for m in maps)
+    sum((m * torch.randn_like(m)).sum() for m in maps).backward()
+    for part in (model.backbone, model.neck):
+        for name, parameter in part.named_parameters():
+            assert parameter.grad.isfinite().all(), name
+            assert parameter.grad.any(), name
+    model.zero_grad()
+
+
 # Twice on a machine that is not at hand, with an error that was not shown; never on those at hand.
-# Building the model is not forgiven, only the training step.
+# Only what follows the backbone and the neck is forgiven.
 UNSURE = pytest.mark.xfail(reason="mmdet's DINO failed to train on a CPU that is not at hand; why is unknown")
 
 
@@ -123,6 +135,7 @@ def test_a_swapped_model_trains_two_steps(path, tiny, request):
         assert decayed(model.backbone, optimizer.optimizer) == expected
     if path.stem == 'mmdet_dino':
         request.applymarker(UNSURE)
+        check_backbone_and_neck(model, two_images('mmdet'))
     before = model.backbone.stages[0].blocks[0].ffn.fc1.weight.detach().clone()
     for _ in range(2):
         losses = model.train_step(two_images(cfg.default_scope), optimizer)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from mmsgformer.ops import attention, attention_chunked, attention_with_column_m
 SHAPES = [(2, 1, 49, 49, 16), (1, 4, 130, 17, 24), (3, 2, 1, 5, 32), (2, 3, 64, 64, 64)]
 # The Triton kernels are interpreted on a CPU; with `cuda` here all of this file runs on a GPU.
 DEVICE = os.environ.get('MMSGFORMER_TEST_DEVICE', 'cpu')
-BACKENDS = ['auto', 'chunked', 'triton']
+BACKENDS = ['chunked', 'triton']
 
 
 def inputs(batch, heads, queries, keys, dim, dtype=torch.float64, scale=1.0):
@@ -96,9 +97,14 @@ def test_large_activations_stay_finite(dtype, backend, scale):
     assert out.isfinite().all()
     # Logits of 50000 are rounded by 0.004.
     torch.testing.assert_close(means.sum(1), torch.ones_like(means[:, 0]), rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize('backend', ['reference', *BACKENDS])
+def test_huge_activations_have_finite_means_and_gradients(backend):
+    """Logits of 1e12 in bfloat16, and the gradients of logits of 50000 in float32."""
     assert run(backend, (1, 1, 9, 9, 32), dtype=torch.bfloat16, scale=1e6)[1].isfinite().all()
-    grads = run(backend, (2, 2, 60, 60, 32), dtype=torch.float32, scale=scale)[2:]
-    assert all(grad.isfinite().all() for grad in grads)
+    grads = run(backend, (2, 2, 60, 60, 32), dtype=torch.float32, scale=100.0)[2:]
+    assert all(grad.isfinite().all() and grad.any() for grad in grads)
 
 
 def test_memory_grows_with_the_tokens_only():
@@ -107,6 +113,7 @@ def test_memory_grows_with_the_tokens_only():
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):
         attention_with_column_means(q, k, v, backend='chunked')
+    assert q.numel() + k.numel() + v.numel() <= sum(kept)
     assert sum(kept) <= 2 * q.numel() + k.numel() + v.numel() + 2 * 400
 
 
@@ -117,6 +124,24 @@ def test_dropout_leaves_the_means_alone(backend):
     dropped_out, dropped_means = attention_with_column_means(q, k, v, dropout_p=0.5, backend=backend)
     torch.testing.assert_close(means, dropped_means)
     assert not torch.allclose(out, dropped_out)
+
+
+@pytest.mark.parametrize(
+    ('is_cuda', 'dtype', 'head_dim', 'has_triton', 'expected'),
+    [
+        (False, torch.float32, 32, True, 'chunked'),
+        (True, torch.float32, 32, True, 'triton'),
+        (True, torch.bfloat16, 128, True, 'triton'),
+        (True, torch.float32, 32, False, 'chunked'),
+        (True, torch.float64, 32, True, 'chunked'),
+        (True, torch.float32, 256, True, 'chunked'),
+    ],
+)
+def test_auto_takes_the_kernels_where_they_run(is_cuda, dtype, head_dim, has_triton, expected, monkeypatch):
+    """The tests of the backends that it takes are its tests too."""
+    monkeypatch.setattr(attention, '_HAS_TRITON', has_triton)
+    q = SimpleNamespace(is_cuda=is_cuda, dtype=dtype, shape=(1, 1, 4, head_dim))
+    assert attention._choose_backend('auto', q) == expected
 
 
 def test_an_unknown_backend_is_named():
@@ -132,6 +157,9 @@ def test_a_backend_that_cannot_run_says_why(monkeypatch):
     monkeypatch.setenv('TRITON_INTERPRET', '0')
     with pytest.raises(RuntimeError, match="'triton' cannot run: the tensors are on cpu; it needs a GPU"):
         attention_with_column_means(q, k, v, backend='triton')
+    monkeypatch.setenv('TRITON_INTERPRET', '1')
+    with pytest.raises(RuntimeError, match='heads have 256 channels, it takes at most 128'):
+        attention_with_column_means(*inputs(1, 1, 4, 4, 256)[1], backend='triton')
     monkeypatch.setattr(attention, '_HAS_TRITON', False)
     with pytest.raises(RuntimeError, match='Triton is not installed'):
         attention_with_column_means(q, k, v, backend='triton')

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmsgformer.ops import (
     attention_chunked,
@@ -86,3 +87,17 @@ def test_it_is_an_operator_that_torch_can_trust(masked):
     q, k, v, _ = make(1, 2, 6, 6, 8)
     leaves = tuple(t.clone().requires_grad_() for t in (q, k, v))
     torch.library.opcheck(chunked_attention, (*leaves, torch.arange(6)[None] < 4 if masked else None))
+
+
+def test_its_multiplications_are_counted():
+    """By torch's counter, as those of torch's own attention are, which this replaces."""
+    totals = []
+    for function in (
+        lambda *x: chunked_attention(*x, None),
+        torch.nn.functional.scaled_dot_product_attention,
+    ):
+        q, k, v = (t.to('meta') for t in make(2, 3, 50, 30, 16)[:3])
+        with FlopCounterMode(display=False) as counter:
+            function(q, k, v)
+        totals.append(counter.get_total_flops())
+    assert totals[0] == totals[1] == 4 * 2 * 3 * 50 * 30 * 16
