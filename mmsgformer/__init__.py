@@ -4,6 +4,8 @@ Importing the package registers `SGFormer`, its hooks and what makes resuming ex
 registries, where mmdet, mmseg and mmpretrain find them, as `dict(type='SGFormer', arch='s')`.
 """
 
+import sys
+
 try:
     import mmengine  # noqa: F401
 except ModuleNotFoundError as error:
@@ -14,10 +16,21 @@ except ModuleNotFoundError as error:
         '`pip install onedl-mmengine` (the maintained fork) or `pip install mmengine`'
     ) from error
 
-from mmsgformer.exact_resume import ExactResumeHook, PlaceSeededDataset, ResumableBatchSampler
-from mmsgformer.hooks import BadNumberHook, CheckpointLoadHook, SignificanceVisHook
+from mmsgformer.checkpoint import names
+from mmsgformer.engine import (
+    BadNumberHook,
+    CheckpointLoadHook,
+    ExactResumeHook,
+    PlaceSeededDataset,
+    ResumableBatchSampler,
+    SignificanceVisHook,
+    exact_resume,
+)
 from mmsgformer.sgformer import SGFormer
 from mmsgformer.version import __version__
+
+# Where the docs had them before.
+sys.modules |= {f'{__name__}.exact_resume': exact_resume, f'{__name__}.official_names': names}
 
 __all__ = [
     'BadNumberHook',

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from mmengine.config import Config, DictAction
 
-from mmsgformer.dataset_paths import check_dataset_paths, set_data_root
-from mmsgformer.distributed import prepare_cpu_distributed
+from mmsgformer.data.paths import check_dataset_paths, set_data_root
+from mmsgformer.engine.distributed import prepare_cpu_distributed
 
 # torch's own switch: no library that a tool uses can read a file in a way that runs code from it.
 os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)

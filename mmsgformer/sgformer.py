@@ -19,7 +19,7 @@ from mmsgformer.attention import (
     HybridScaleAttention,
     SelfGuidedAttention,
 )
-from mmsgformer.checkpoint import load_backbone
+from mmsgformer.checkpoint.load import load_backbone
 from mmsgformer.ops import Linear, linear
 from mmsgformer.ops.attention import check_backend
 

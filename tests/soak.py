@@ -38,8 +38,8 @@ from torch.utils.data import DataLoader
 from torchvision.ops import box_iou
 
 from mmsgformer import SGFormer
-from mmsgformer.checkpoint_files import latest_checkpoint, read_checkpoint
-from mmsgformer.dataset_paths import set_data_root
+from mmsgformer.checkpoint.files import latest_checkpoint, read_checkpoint
+from mmsgformer.data.paths import set_data_root
 
 ROOT = Path(__file__).parents[1]
 TINY = dict(embed_dims=(32, 64, 128, 256), depths=(2, 2, 4, 1), num_heads=(2, 4, 8, 16))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmsgformer import SGFormer
 from mmsgformer.attention import HybridScaleAttention
-from mmsgformer.official_names import official_to_ours
+from mmsgformer.checkpoint.names import official_to_ours
 
 GOLDEN = Path(__file__).parent / 'golden'
 TOLERANCE = 1e-5

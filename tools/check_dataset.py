@@ -11,7 +11,7 @@ from mmengine.config import DictAction
 from rich.progress import track
 
 from mmsgformer.cli import read_config
-from mmsgformer.dataset_check import check_data
+from mmsgformer.data.check import check_data
 
 SPLITS = ('train', 'val')
 

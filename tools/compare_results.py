@@ -16,7 +16,7 @@ from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
-from mmsgformer.model_index import Model, read_models
+from mmsgformer.release.model_index import Model, read_models
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt

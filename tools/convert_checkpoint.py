@@ -2,8 +2,8 @@
 
 import argparse
 
-from mmsgformer.checkpoint_convert import FORMATS, convert
-from mmsgformer.checkpoint_files import CheckpointError, read_checkpoint, write_checkpoint
+from mmsgformer.checkpoint.files import CheckpointError, read_checkpoint, write_checkpoint
+from mmsgformer.release.convert import FORMATS, convert
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from mmengine.config import Config, DictAction
 from rich.console import Console
 from rich.table import Table
 
-from mmsgformer.flops import DEFAULT_SHAPES, count_costs
+from mmsgformer.release.flops import DEFAULT_SHAPES, count_costs
 
 
 def main() -> None:

@@ -16,9 +16,9 @@ from mmengine.structures import BaseDataElement
 from pycocotools import mask as coco_mask
 from rich.progress import track
 
-from mmsgformer.checkpoint_files import CheckpointError
+from mmsgformer.checkpoint.files import CheckpointError
 from mmsgformer.cli import predictor_parser
-from mmsgformer.inference import Predictor, find_images
+from mmsgformer.visualization.predictions import Predictor, find_images
 
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm')
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mmsgformer.model_index import Model, read_models
+from mmsgformer.release.model_index import Model, read_models
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / 'docs' / 'model_zoo.md'

@@ -25,10 +25,10 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from mmsgformer.attention import WINDOW_SIZE
-from mmsgformer.checkpoint_files import CheckpointError
+from mmsgformer.checkpoint.files import CheckpointError
 from mmsgformer.cli import read_config
-from mmsgformer.inference import Predictor
-from mmsgformer.visualization import batch_maps, token_allocation
+from mmsgformer.visualization.maps import batch_maps, token_allocation
+from mmsgformer.visualization.predictions import Predictor
 
 IGNORED_LABEL = 255
 

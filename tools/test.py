@@ -2,7 +2,7 @@
 
 from mmengine.runner import Runner
 
-from mmsgformer.checkpoint_files import CheckpointError
+from mmsgformer.checkpoint.files import CheckpointError
 from mmsgformer.cli import base_parser, load_config
 
 

@@ -5,11 +5,16 @@ import errno
 from mmengine.device import get_device
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from mmsgformer.batch_size import accumulate_to_base, check_auto_scale_lr, num_processes, report_batch_size
-from mmsgformer.checkpoint_files import CheckpointError, latest_checkpoint
+from mmsgformer.checkpoint.files import CheckpointError, latest_checkpoint
 from mmsgformer.cli import base_parser, check_writable, load_config
-from mmsgformer.exact_resume import make_exact
-from mmsgformer.hooks import BadNumberError
+from mmsgformer.engine.batch_size import (
+    accumulate_to_base,
+    check_auto_scale_lr,
+    num_processes,
+    report_batch_size,
+)
+from mmsgformer.engine.exact_resume import make_exact
+from mmsgformer.engine.hooks import BadNumberError
 
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 

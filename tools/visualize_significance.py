@@ -7,10 +7,10 @@ from pathlib import Path
 
 from rich.progress import track
 
-from mmsgformer.checkpoint_files import CheckpointError
+from mmsgformer.checkpoint.files import CheckpointError
 from mmsgformer.cli import predictor_parser
-from mmsgformer.inference import Predictor, find_images, read_image
-from mmsgformer.visualization import draw_panel, seen_part
+from mmsgformer.visualization.drawing import draw_panel, seen_part
+from mmsgformer.visualization.predictions import Predictor, find_images, read_image
 
 
 def main() -> None:

@@ -5,9 +5,9 @@ import hashlib
 import pytest
 import torch
 
-from mmsgformer.checkpoint_convert import convert
-from mmsgformer.checkpoint_files import CheckpointError, read_checkpoint
-from mmsgformer.official_names import official_to_ours
+from mmsgformer.checkpoint.files import CheckpointError, read_checkpoint
+from mmsgformer.checkpoint.names import official_to_ours
+from mmsgformer.release.convert import convert
 
 
 def same(some: dict, others: dict) -> bool:

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 
-from mmsgformer.dataset_paths import set_data_root
+from mmsgformer.data.paths import set_data_root
 
 FOLDER = Path(__file__).parents[2] / 'configs' / 'demo'
 CONFIGS = ('mask-rcnn_sgformer-tiny_fpn_shapes.py', 'sgformer-tiny_upernet_shapes.py')

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmsgformer.checkpoint_files import latest_checkpoint
+from mmsgformer.checkpoint.files import latest_checkpoint
 
 ROOT = Path(__file__).parents[2]
 DETECTOR = 'configs/demo/mask-rcnn_sgformer-tiny_fpn_shapes.py'

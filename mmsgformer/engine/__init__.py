@@ -1,0 +1,24 @@
+"""What runs add to MMEngine's: hooks, exact resuming, batch sizes, several processes on a CPU."""
+
+from mmsgformer.engine.batch_size import accumulate_to_base
+from mmsgformer.engine.distributed import prepare_cpu_distributed
+from mmsgformer.engine.exact_resume import (
+    ExactResumeHook,
+    PlaceSeededDataset,
+    ResumableBatchSampler,
+    make_exact,
+)
+from mmsgformer.engine.hooks import BadNumberError, BadNumberHook, CheckpointLoadHook, SignificanceVisHook
+
+__all__ = [
+    'BadNumberError',
+    'BadNumberHook',
+    'CheckpointLoadHook',
+    'ExactResumeHook',
+    'PlaceSeededDataset',
+    'ResumableBatchSampler',
+    'SignificanceVisHook',
+    'accumulate_to_base',
+    'make_exact',
+    'prepare_cpu_distributed',
+]

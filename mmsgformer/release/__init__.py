@@ -1,0 +1,1 @@
+"""What makes a release: converted checkpoints, counted costs, the index of models."""

@@ -1,0 +1,44 @@
+"""The metafiles: one entry per released config, with its cost; the docs repeat them.
+
+tests/configs/test_configs.py holds the parameters, where it builds every model.
+"""
+
+import importlib.util
+from pathlib import Path
+
+import yaml
+from mmengine.config import Config
+
+from mmsgformer.release.flops import DEFAULT_SHAPES, count_costs
+from mmsgformer.release.model_index import read_models
+
+ROOT = Path(__file__).parents[2]
+MODELS = read_models(ROOT)
+
+
+def test_every_config_has_one_entry():
+    folders = ('imagenet', 'coco', 'ade20k')
+    configs = {str(p.relative_to(ROOT)) for f in folders for p in (ROOT / 'configs' / f).glob('*.py')}
+    assert sorted(model.config for model in MODELS) == sorted(configs)
+    assert all(Path(model.config).stem == model.name for model in MODELS)
+
+
+def test_a_detectors_macs_are_the_configs():
+    """The quickest one: all of them at full size take minutes. tests/release/test_flops.py has the classifiers."""
+    (model,) = (model for model in MODELS if model.name == 'retinanet_sgformer-s_fpn_1x_coco')
+    assert count_costs(Config.fromfile(ROOT / model.config), DEFAULT_SHAPES['mmdet'])[0].macs == model.macs
+
+
+def test_nothing_claims_weights_and_all_results_are_marked_as_the_papers():
+    for path in (ROOT / 'configs').glob('*/metafile.yml'):
+        for entry in yaml.safe_load(path.read_text())['Models']:
+            assert 'Weights' not in entry
+            assert all(key.endswith(' (paper)') for r in entry.get('Results', []) for key in r['Metrics'])
+
+
+def test_the_docs_tables_are_the_metafiles():
+    spec = importlib.util.spec_from_file_location('make_model_zoo', ROOT / 'tools' / 'make_model_zoo.py')
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    page = tool.PAGE.read_text()
+    assert tool.fill(page) == page, 'run python tools/make_model_zoo.py'
