@@ -17,7 +17,7 @@ import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -283,7 +283,7 @@ def plot(results: list[dict], path: Path) -> None:
     plt.close(figure)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -312,7 +312,7 @@ def main() -> None:
     parser.add_argument(
         '--out', type=Path, default=Path('work_dirs/benchmark'), help='folder for the results'
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.warmup < 1 or arguments.rounds < 1:
         parser.error('--warmup and --rounds must be at least 1')
 

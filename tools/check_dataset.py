@@ -5,7 +5,7 @@ say what training makes of unusual images.
 """
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from mmengine.config import DictAction
 from rich.progress import track
@@ -16,7 +16,7 @@ from mmsgformer.data.check import check_data
 SPLITS = ('train', 'val')
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments, check, print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument(
         '--cfg-options', nargs='+', action=DictAction, default={}, help='override entries of the config'
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     cfg = read_config(args.config, SPLITS, args.data_root, args.cfg_options)
 
     def bar(results: Iterable, count: int) -> Iterable:

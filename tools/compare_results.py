@@ -7,7 +7,7 @@ from a test of the last checkpoint with `tools/test.py --tta`.
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -151,13 +151,13 @@ def draw(results: list[Result], out: Path) -> None:
     plt.close(fig)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments, read the runs, print and write the comparison."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('work_dirs', nargs='?', default='work_dirs', type=Path, help='default: work_dirs')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if not args.work_dirs.is_dir():
         parser.error(f'{args.work_dirs} is not a folder')
     results = list(compare(read_models(ROOT), args.work_dirs))

@@ -1,12 +1,13 @@
 """Convert a checkpoint: official names to ours and back, a backbone out of a model, .pth to .safetensors."""
 
 import argparse
+from collections.abc import Sequence
 
 from mmsgformer.checkpoint.files import CheckpointError, read_checkpoint, write_checkpoint
 from mmsgformer.release.convert import FORMATS, convert
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments, convert, say what was written."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
@@ -19,7 +20,7 @@ def main() -> None:
         default='backbone',
         help="the backbone alone (default), mmpretrain's ImageClassifier, or the official names",
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         weights, entry = convert(read_checkpoint(args.source), args.to, args.source)
         # The official files keep their weights under this name.

@@ -8,6 +8,7 @@ Not counted: activations, softmax, sorting, RoIAlign, deformable attention's sam
 """
 
 import argparse
+from collections.abc import Sequence
 
 import torch
 from mmengine.config import Config, DictAction
@@ -17,7 +18,7 @@ from rich.table import Table
 from mmsgformer.release.flops import DEFAULT_SHAPES, count_costs
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments, build the model, run it once, print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -26,7 +27,7 @@ def main() -> None:
     parser.add_argument('--shape', nargs=2, type=int, metavar=('H', 'W'), help='size of the input image')
     parser.add_argument('--depth', type=int, default=3, help='levels of modules to list (default: 3)')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='key=value overrides')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         cfg = Config.fromfile(args.config)
     except FileNotFoundError as error:

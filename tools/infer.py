@@ -8,6 +8,7 @@ of the whole image.
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import mmcv
@@ -46,11 +47,11 @@ def describe(sample: BaseDataElement, classes: tuple[str, ...], label_map: Path)
     return {'class': classes[label], 'score': float(sample.pred_score[label])}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments, predict; an unreadable image is reported and makes the exit code 1."""
     parser = predictor_parser(__doc__)
     parser.add_argument('input', type=Path, help='an image, a folder of images, or a video')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as frames:
         try:
             is_video = args.input.suffix.lower() in VIDEOS

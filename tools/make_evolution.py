@@ -8,6 +8,7 @@ Reads the local files of the Visualizer, those of all parts of a run that was re
 
 import argparse
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ def write_animation(pictures: list[Path], out: Path) -> None:
     first.save(out, save_all=True, append_images=rest, duration=durations, loop=0)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments, find the pictures, write what the output's suffix says."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -52,7 +53,7 @@ def main() -> None:
     parser.add_argument('out', type=Path, help='file to write, .gif or .png')
     parser.add_argument('--image', type=int, default=0, help="which of the hook's images (default: 0)")
     parser.add_argument('--rows', type=int, default=6, help='rows of a contact sheet (default: 6)')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.out.suffix not in ('.gif', '.png'):
         parser.error(f'{args.out} must end in .gif or .png')
     pictures = find_pictures(args.work_dir, args.image)

@@ -9,6 +9,7 @@ mmpretrain reads. All show the same pictures. The same seed writes the same file
 import argparse
 import colorsys
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -124,7 +125,7 @@ def write_split(out: Path, split: str, num_images: int, size: int, rng: np.rando
     (out / 'annotations' / f'instances_{split}2017.json').write_text(json.dumps(content))
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments and write both splits."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -136,7 +137,7 @@ def main() -> None:
         '--size', type=int, default=112, help='side of an image, pixels (default: %(default)s)'
     )
     parser.add_argument('--seed', type=int, default=0)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     for index, (split, count) in enumerate([('train', args.train), ('val', args.val)]):
         write_split(args.out, split, count, args.size, np.random.default_rng([args.seed, index]))
 

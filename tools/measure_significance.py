@@ -10,6 +10,7 @@ cut are left out: they are significant whatever they show (docs/method.md, "Any 
 """
 
 import argparse
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -83,7 +84,7 @@ def measure(model: nn.Module, dataset: BaseDataset, title: str) -> dict[str, Sha
     return shares
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments, measure both models, print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -91,7 +92,7 @@ def main() -> None:
     parser.add_argument('config', help='config file of a detector with masks or of a segmenter')
     parser.add_argument('checkpoint', help='checkpoint of the whole model')
     parser.add_argument('--data-root', help="folder of the data set, instead of the config's data_root")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     cfg = read_config(args.config, ('val',), args.data_root)
     try:
         trained = Predictor(args.config, args.checkpoint).model

@@ -72,7 +72,7 @@ def draw_curves(runs: Mapping[str, Curves], keys: Sequence[str], out: Path) -> P
     return out
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments, read the logs, draw."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -80,7 +80,7 @@ def main() -> None:
     parser.add_argument('work_dirs', nargs='+', type=Path, help='work dirs of runs')
     parser.add_argument('--keys', nargs='+', help=f'what to plot (default, where logged: {DEFAULT_KEYS})')
     parser.add_argument('--out', type=Path, default=Path('curves.png'), help='default: curves.png')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         runs = {str(work_dir): read_curves(work_dir) for work_dir in args.work_dirs}
     except FileNotFoundError as error:

@@ -1,17 +1,18 @@
 """Make a file to hand out of a training checkpoint: weights and meta only, with its hash in its name."""
 
 import argparse
+from collections.abc import Sequence
 
 from mmsgformer.checkpoint.files import CheckpointError, read_checkpoint, write_checkpoint
 from mmsgformer.release.convert import publishable
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments, strip, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('checkpoint', help="a checkpoint that MMEngine's Runner saved")
     parser.add_argument('target', help='the new file without the hash: NAME.pth becomes NAME-01234567.pth')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         if not args.target.endswith('.pth'):
             raise CheckpointError(f'{args.target} must end in .pth: .safetensors has no place for the meta')

@@ -1,12 +1,14 @@
 """Evaluate a checkpoint with the test data and the metrics of a config."""
 
+from collections.abc import Sequence
+
 from mmengine.runner import Runner
 
 from mmsgformer.checkpoint.files import CheckpointError
 from mmsgformer.cli import base_parser, load_config
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments, build the Runner, test."""
     parser = base_parser(__doc__)
     parser.add_argument('checkpoint', help='checkpoint file')
@@ -15,7 +17,7 @@ def main() -> None:
     parser.add_argument(
         '--tta', action='store_true', help="average over the config's sizes and mirror images"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         parser.error(f'--out must end in .pkl or .pickle, got {args.out}')
     cfg = load_config(args, splits=('test',), checkpoint=args.checkpoint)

@@ -1,6 +1,7 @@
 """Train the model of a config: detection, segmentation or classification, whatever the config says."""
 
 import errno
+from collections.abc import Sequence
 
 from mmengine.device import get_device
 from mmengine.runner import Runner, find_latest_checkpoint
@@ -19,7 +20,7 @@ from mmsgformer.engine.hooks import BadNumberError
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments, build the Runner, train."""
     parser = base_parser(__doc__)
     parser.add_argument('--amp', action='store_true', help='train with automatic mixed precision (GPU)')
@@ -50,7 +51,7 @@ def main() -> None:
         action='store_true',
         help="scale the learning rate from the config's base batch size to the actual one",
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     resume_from = None if args.resume == 'auto' else args.resume
     cfg = load_config(args, splits=('train', 'val'), checkpoint=resume_from)
     if args.amp:

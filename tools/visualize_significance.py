@@ -3,6 +3,7 @@
 OUT_DIR/IMAGE.png is the panel of IMAGE.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.progress import track
@@ -13,11 +14,11 @@ from mmsgformer.visualization.drawing import draw_panel, seen_part
 from mmsgformer.visualization.predictions import Predictor, find_images, read_image
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments, draw every image; an unreadable one is reported and makes the exit code 1."""
     parser = predictor_parser(__doc__)
     parser.add_argument('images', type=Path, help='an image, or a folder of images')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     try:
         images = find_images(args.images)
         predictor = Predictor(args.config, args.checkpoint, args.device)

@@ -1,4 +1,4 @@
-"""Every family of configs that tests/configs/test_photos.py does not train trains two steps on real photos, small."""
+"""Every family of configs that test_photos.py does not train trains two steps on real photos, small."""
 
 import json
 import shutil

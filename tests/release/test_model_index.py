@@ -24,7 +24,7 @@ def test_every_config_has_one_entry():
 
 
 def test_a_detectors_macs_are_the_configs():
-    """The quickest one: all of them at full size take minutes. tests/release/test_flops.py has the classifiers."""
+    """The quickest one: all of them at full size take minutes. test_flops.py has the classifiers."""
     (model,) = (model for model in MODELS if model.name == 'retinanet_sgformer-s_fpn_1x_coco')
     assert count_costs(Config.fromfile(ROOT / model.config), DEFAULT_SHAPES['mmdet'])[0].macs == model.macs
 
