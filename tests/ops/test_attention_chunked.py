@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from mmsgformer.ops import (
@@ -87,6 +88,42 @@ def test_it_is_an_operator_that_torch_can_trust(masked):
     q, k, v, _ = make(1, 2, 6, 6, 8)
     leaves = tuple(t.clone().requires_grad_() for t in (q, k, v))
     torch.library.opcheck(chunked_attention, (*leaves, torch.arange(6)[None] < 4 if masked else None))
+
+
+@pytest.mark.parametrize('layout', ['split heads', 'contiguous', 'every other channel'])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize('masked', [False, True])
+def test_what_compilers_are_told_of_its_layout_is_true(layout, dtype, masked, always_in_chunks):
+    """Fake outputs have the real ones' shapes, strides and types, forward and backward."""
+    tensors = [t.to(dtype) for t in make(2, 3, 10, 10, 8)]
+    if layout == 'contiguous':
+        tensors = [t.contiguous() for t in tensors]
+    elif layout == 'every other channel':
+        tensors = [torch.stack([t, t], dim=-1).flatten(3)[..., ::2] for t in tensors]
+    q, k, v, probe = tensors
+    valid = torch.arange(10)[None].expand(2, -1) < 7 if masked else None
+    calls = [(chunked_attention, (q, k, v, valid))]
+    calls.append((attention_chunked._chunked_attention_backward, (probe, q, k, v, valid)))
+    for operator, inputs in calls:
+        mode = FakeTensorMode()
+        fake_inputs = [x if x is None else mode.from_tensor(x) for x in inputs]
+        with mode:
+            fakes = operator(*fake_inputs)
+        for fake, real in zip(fakes, operator(*inputs), strict=True):
+            assert (fake.shape, fake.stride(), fake.dtype) == (real.shape, real.stride(), real.dtype)
+
+
+def test_inductor_trains_through_it(always_in_chunks):
+    """Compiled code checks the strides that it was promised."""
+    q, k, v, probe = make(1, 2, 20, 20, 8)
+    results = []
+    for function in (chunked_attention, torch.compile(lambda *x: chunked_attention(*x), fullgraph=True)):
+        leaves = [t.clone().requires_grad_() for t in (q, k, v)]
+        # Something that Inductor makes code for on either side.
+        out, means, _ = function(*(leaf.sin() for leaf in leaves), None)
+        results.append([out, means, *torch.autograd.grad(out.cos(), leaves, probe)])
+    for compiled, eager in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-5)
 
 
 def test_its_multiplications_are_counted():
