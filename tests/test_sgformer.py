@@ -321,7 +321,9 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean():
 @pytest.mark.parametrize('rate', [0.0, 0.3])
 def test_stochastic_depth_grows_linearly_over_all_blocks(tiny, rate):
     rates = [
-        block.drop_path_rate for stage in SGFormer(tiny, drop_path_rate=rate).stages for block in stage.blocks
+        block.drop_path.probability
+        for stage in SGFormer(tiny, drop_path_rate=rate).stages
+        for block in stage.blocks
     ]
     assert rates == pytest.approx([rate * i / 8 for i in range(9)])
 
@@ -384,6 +386,12 @@ def test_bad_images_are_named(model, shape):
 def test_integer_images_are_refused(model):
     with pytest.raises(TypeError, match='floating-point images'):
         model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float16, torch.bfloat16])
+def test_images_of_another_type_than_the_weights_are_refused(model, dtype):
+    with pytest.raises(TypeError, match=f'SGFormer has weights of torch.float32 here, got images of {dtype}'):
+        model(torch.zeros(1, 3, 64, 64, dtype=dtype))
 
 
 def test_an_empty_batch_gives_empty_maps(model):
