@@ -250,7 +250,7 @@ def stop_within_a_write(child: int, folder: Path) -> None:
 
 def kill_within_writes(folder: Path) -> None:
     """Training is killed within a write and resumed, three times; what was announced must be there."""
-    import soak  # in this folder; registers names that other tests register
+    import soak  # registers names that other tests register
 
     for attempt in range(3):
         (folder / 'announced').unlink(missing_ok=True)
@@ -269,7 +269,8 @@ def kill_within_writes(folder: Path) -> None:
 
 def test_killed_while_saving(tmp_path):
     """Training runs, killed while they write a checkpoint: the last one announced can be read."""
-    code = f'import sys, pathlib, {Path(__file__).stem} as t; t.kill_within_writes(pathlib.Path(sys.argv[1]))'
-    command = [sys.executable, '-c', code, str(tmp_path)]
-    result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=300)
+    code = f'from checkpoint import test_files as t; t.kill_within_writes(t.Path({str(tmp_path)!r}))'
+    tests = Path(__file__).parents[1]
+    command = [sys.executable, '-c', code]
+    result = subprocess.run(command, cwd=tests, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr

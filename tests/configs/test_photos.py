@@ -79,10 +79,10 @@ def test_the_loss_falls_and_the_model_is_evaluated(run_tool, photos, tmp_path, c
         (SEGMENTER, 'ade_tiny', {'train_cfg.max_iters': 3}, 3),
     ],
 )
-def test_two_processes_train(run_tool, photos, tmp_path, free_port, config, data, length, iterations):
+def test_two_processes_train(run_in_a_process, photos, tmp_path, free_port, config, data, length, iterations):
     arguments = ['--data-root', photos / data, '--work-dir', tmp_path, *options(SMALL[config] | length)]
     on_cpu = {'PORT': free_port(), 'CUDA_VISIBLE_DEVICES': ''}
-    result = run_tool('dist_train.sh', config, 2, *arguments, **on_cpu)
+    result = run_in_a_process('dist_train.sh', config, 2, *arguments, **on_cpu)
     assert result.returncode == 0, result.stderr
     losses = [entry['loss'] for entry in entries(tmp_path) if 'loss' in entry]
     assert len(losses) == iterations

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tolerances import OPERATOR, assert_close
 
 from mmsgformer.ops import attention, attention_chunked, attention_triton, attention_with_column_means
 
@@ -54,7 +55,7 @@ def test_agrees_with_the_reference(shape, masked, backend):
     valid = some_valid(shape[0], shape[3]) if masked else None
     ours = run(backend, shape, valid)
     for ours_one, reference in zip(ours, run('reference', shape, valid), strict=True):
-        torch.testing.assert_close(ours_one, reference, rtol=0, atol=1e-10)
+        assert_close(ours_one, reference, OPERATOR[torch.float64].backward)
     if masked:
         assert not ours[1][~valid].any()
 
@@ -65,16 +66,13 @@ def test_the_size_of_chunks_does_not_matter(monkeypatch, shape, masked, chunk):
     monkeypatch.setattr(attention_chunked, '_CHUNK_ELEMENTS', {DEVICE: chunk})
     valid = some_valid(shape[0], shape[3]) if masked else None
     for ours, reference in zip(run('chunked', shape, valid), run('reference', shape, valid), strict=True):
-        torch.testing.assert_close(ours, reference, rtol=0, atol=1e-10)
+        assert_close(ours, reference, OPERATOR[torch.float64].backward)
 
 
-@pytest.mark.parametrize(
-    ('dtype', 'tolerance'),
-    [(torch.float32, 2e-6), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)],
-)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize('backend', BACKENDS)
 @pytest.mark.parametrize('head_dim', [16, 24, 64])
-def test_precision(dtype, tolerance, backend, head_dim):
+def test_precision(dtype, backend, head_dim):
     """Outputs and gradients are as exact as the type allows, relative to their norm; means are float32's."""
     shape = (2, 2, 150, 70, head_dim)
     ours = run(backend, shape, dtype=dtype)
@@ -83,9 +81,10 @@ def test_precision(dtype, tolerance, backend, head_dim):
     out, means = attention_with_column_means(q, k, v, backend='reference')
     out.square().sum().backward()
     expected = [out, means, *(t.grad.transpose(1, 2) for t in (q, k, v))]
-    for i, (one, exact) in enumerate(zip(ours, expected, strict=True)):
-        limit = 2e-6 if i == 1 else tolerance
-        assert (one.double() - exact).norm() < limit * exact.norm(), i
+    of_type, of_means = OPERATOR[dtype], OPERATOR[torch.float32]
+    limits = [of_type.forward, of_means.forward, *[of_type.backward] * 3]
+    for i, (one, exact, limit) in enumerate(zip(ours, expected, limits, strict=True)):
+        assert_close(one, exact, limit, i)
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from tolerances import OPERATOR, assert_close
 
 from mmsgformer.ops import Linear, linear, linear_cpu
 from mmsgformer.ops.linear_cpu import onednn_pays
@@ -39,7 +40,7 @@ def test_outputs_and_gradients(shape, out, bias, layout):
         assert y.shape == probe.shape
         results.append([y, *torch.autograd.grad(y, [t for t in leaves if t is not None], probe.to(dtype))])
     for ours, exact in zip(*results, strict=True):
-        torch.testing.assert_close(ours.double(), exact, rtol=1e-4, atol=1e-4)
+        assert_close(ours, exact, OPERATOR[torch.float32].backward)
 
 
 def test_it_is_used_for_plain_float32_on_a_cpu_only():

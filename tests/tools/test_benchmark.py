@@ -1,11 +1,10 @@
 """The benchmark runs, and writes what it measured."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from tool_calls import load_tool
 
 SMALL = (
     "small={'type': 'SGFormer', 'arch': {'embed_dims': (32, 64, 128, 256), 'depths': (1, 1, 2, 1), "
@@ -45,11 +44,7 @@ def test_what_it_cannot_read_is_named(run_tool):
 
 def test_what_does_not_compile_or_fit_is_left_out():
     """The others are measured, and the table says so."""
-    spec = importlib.util.spec_from_file_location(
-        'benchmark', Path(__file__).parents[2] / 'tools/benchmark.py'
-    )
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
+    benchmark = load_tool('benchmark')
 
     def fail(error: Exception) -> None:
         raise error

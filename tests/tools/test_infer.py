@@ -1,6 +1,5 @@
 """tools/infer.py on a folder with a bad image and on a video, as a user would run it."""
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import BaseDataElement, PixelData
 from pycocotools import mask as coco_mask
+from tool_calls import load_tool
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'demo'
 
@@ -44,9 +44,7 @@ def test_a_folder_with_a_bad_image(run_tool, shapes, tmp_path):
 @pytest.mark.parametrize(('num_classes', 'dtype'), [(256, np.uint8), (300, np.uint16)])
 def test_a_label_map_holds_every_class(num_classes, dtype, tmp_path):
     """Also above 256 of them, where 8 bits would count from 0 again."""
-    spec = importlib.util.spec_from_file_location('infer', CONFIGS.parents[1] / 'tools/infer.py')
-    infer = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(infer)
+    infer = load_tool('infer')
     last = num_classes - 1
     sample = BaseDataElement(pred_sem_seg=PixelData(data=torch.tensor([[[0, 1], [last, last]]])))
     classes = tuple(f'class {i}' for i in range(num_classes))

@@ -58,11 +58,11 @@ def test_train_resume_and_test(run_tool, config, shapes, tmp_path):
 
 
 @pytest.mark.parametrize('config', [DETECTOR, SEGMENTER])
-def test_two_processes_train_and_test_on_cpu(run_tool, config, shapes, tmp_path, free_port):
+def test_two_processes_train_and_test_on_cpu(run_in_a_process, config, shapes, tmp_path, free_port):
     common = ['--data-root', shapes, '--work-dir', tmp_path]
     options = ['--cfg-options', *SHORT[config], 'train_dataloader.batch_size=4']
     on_cpu = {'PORT': free_port(), 'CUDA_VISIBLE_DEVICES': ''}
-    trained = run_tool('dist_train.sh', config, 2, *common, '--auto-scale-lr', *options, **on_cpu)
+    trained = run_in_a_process('dist_train.sh', config, 2, *common, '--auto-scale-lr', *options, **on_cpu)
     assert trained.returncode == 0, trained.stderr
     # 8 images per step, half of what the recipes assume.
     assert 'Scaling the original LR by 0.5.' in trained.stdout
@@ -70,13 +70,15 @@ def test_two_processes_train_and_test_on_cpu(run_tool, config, shapes, tmp_path,
     # 16 images in two processes of 4 images each: two iterations.
     assert [entry['iter'] for entry in scalars(tmp_path) if 'loss' in entry] == [1, 2]
     checkpoint = (tmp_path / 'last_checkpoint').read_text()
-    tested = run_tool('dist_test.sh', config, checkpoint, 2, *common, **on_cpu)
+    tested = run_in_a_process('dist_test.sh', config, checkpoint, 2, *common, **on_cpu)
     assert tested.returncode == 0, tested.stderr
 
 
 @pytest.mark.parametrize('script', ['slurm_train.sh', 'slurm_test.sh'])
 @pytest.mark.parametrize('gpus_per_node', [0, 4])
-def test_slurm_scripts_start_ordinary_distributed_runs(run_tool, script, gpus_per_node, shapes, tmp_path):
+def test_slurm_scripts_start_ordinary_distributed_runs(
+    run_in_a_process, script, gpus_per_node, shapes, tmp_path
+):
     """A dry run: a stand-in for srun notes its arguments and runs one task with SLURM's variables."""
     for name, body in {
         'srun': 'printf "%s\\n" "$@" >"$NOTES"; while [ "$1" != bash ]; do shift; done; exec "$@"',
@@ -99,7 +101,7 @@ def test_slurm_scripts_start_ordinary_distributed_runs(run_tool, script, gpus_pe
         'SLURM_JOB_ID': '41234',
         'SLURM_JOB_NODELIST': 'node[1-2]',
     }
-    result = run_tool(
+    result = run_in_a_process(
         script, 'gpu', 'my job', SEGMENTER, tmp_path / 'x', '--cfg-options', 'a="[1, 2]"', **environment
     )
     assert result.returncode == 0, result.stderr
@@ -116,8 +118,8 @@ def test_slurm_scripts_start_ordinary_distributed_runs(run_tool, script, gpus_pe
 
 
 @pytest.mark.parametrize('script', ['dist_train.sh', 'dist_test.sh', 'slurm_train.sh', 'slurm_test.sh'])
-def test_launchers_say_how_they_are_used(run_tool, script):
-    result = run_tool(script)
+def test_launchers_say_how_they_are_used(run_in_a_process, script):
+    result = run_in_a_process(script)
     assert result.returncode == 2
     assert f'tools/{script} ' in result.stderr
 
@@ -133,9 +135,10 @@ def test_launchers_say_how_they_are_used(run_tool, script):
         ([DETECTOR, '--data-root', '{shapes}', '--auto-scale-lr', *ACCUMULATING], 'no accumulated images'),
     ],
 )
-def test_bad_input_ends_before_a_model_is_built(run_tool, arguments, message, shapes, tmp_path):
+def test_bad_input_ends_before_a_model_is_built(run_tool, monkeypatch, arguments, message, shapes, tmp_path):
+    monkeypatch.setattr('mmsgformer.engine.distributed.get_device', lambda: 'cpu')
     arguments = [argument.replace('{shapes}', str(shapes)) for argument in arguments]
-    result = run_tool('train.py', *arguments, '--work-dir', tmp_path / 'work', CUDA_VISIBLE_DEVICES='')
+    result = run_tool('train.py', *arguments, '--work-dir', tmp_path / 'work')
     assert result.returncode != 0
     assert message in result.stderr
     assert 'Traceback' not in result.stderr
@@ -209,10 +212,14 @@ def test_a_checkpoint_with_code_is_refused(run_tool, shapes, tmp_path):
 
 
 def test_no_library_runs_code_from_a_file_in_a_tools_process(tmp_path):
-    """Also where a framework asks torch for it, as MMEngine does when safe reading fails."""
+    """Also where a framework asks torch for it, as MMEngine does when safe reading fails.
+
+    In a process that does not inherit the switch from this one.
+    """
     torch.save({'meta': os.getcwd}, tmp_path / 'evil.pth')
     code = 'import sys, torch, mmsgformer.cli; torch.load(sys.argv[1], weights_only=False)'
     command = [sys.executable, '-c', code, tmp_path / 'evil.pth']
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    environment = {name: value for name, value in os.environ.items() if 'WEIGHTS_ONLY' not in name}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert result.returncode != 0
     assert 'UnpicklingError' in result.stderr
