@@ -9,6 +9,7 @@ from pathlib import Path
 from mmengine.config import Config, DictAction
 
 from mmsgformer.data.paths import check_dataset_paths, set_data_root
+from mmsgformer.engine.custom_imports import import_mmsgformer
 from mmsgformer.engine.distributed import prepare_cpu_distributed
 
 # torch's own switch: no library that a tool uses can read a file in a way that runs code from it.
@@ -118,3 +119,4 @@ def _protect_checkpoints(cfg: Config) -> None:
         if saving['type'] == 'CheckpointHook' and local:
             saving.setdefault('backend_args', dict(backend='checkpoints'))
     cfg.default_hooks = hooks
+    import_mmsgformer(cfg)

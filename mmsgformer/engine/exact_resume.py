@@ -24,6 +24,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from mmsgformer.data.errors import DataError
+from mmsgformer.engine.custom_imports import import_mmsgformer
 
 _LOOK = 'tools/check_dataset.py lists all that is wrong with a data set'
 
@@ -279,6 +280,7 @@ def make_exact(cfg: ConfigDict, skip_bad: bool = False) -> None:
         cfg: A config with a `train_dataloader`.
         skip_bad: Train without the samples that cannot be loaded.
     """
+    import_mmsgformer(cfg)
     loader = cfg.train_dataloader
     if (loader.get('batch_sampler') or {}).get('type') == 'ResumableBatchSampler':  # an earlier run's config
         loader.dataset.skip_bad = skip_bad
