@@ -39,7 +39,10 @@ CONFIG = """
 custom_imports = dict(imports='module_of_a_user')
 model = dict(type='UsersModel')
 train_dataloader = dict(
-    dataset=dict(type='UsersData'), sampler=dict(type='DefaultSampler', shuffle=True), batch_size=1, num_workers=0
+    dataset=dict(type='UsersData'),
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    batch_size=1,
+    num_workers=0,
 )
 train_cfg = dict(by_epoch=True, max_epochs=1)
 optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1))
