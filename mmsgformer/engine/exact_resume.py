@@ -48,7 +48,9 @@ def seed_everything(*place: int) -> None:
 class PlaceSeededDataset(Dataset):
     """A data set of which what it draws for a sample follows from the sample's place in the run.
 
-    Everything else of the inner data set is reached through this one.
+    Everything else of the inner data set is reached through this one. Samples are read one by one, since each
+    is seeded and skipped by itself: a data set that reads batches alone (torch's `__getitems__`) is asked for
+    batches of one.
 
     Args:
         dataset: The inner data set, or its config.
@@ -78,12 +80,12 @@ class PlaceSeededDataset(Dataset):
             DataError: It cannot be loaded.
         """
         if not isinstance(item, Placed):
-            return self.dataset[item]
+            return self._read(item)
         index = item.index
         for attempt in range(self.max_skips):
             seed_everything(*item.place, attempt)
             try:
-                return self.dataset[index]
+                return self._read(index)
             except Exception as error:  # libraries of images raise many kinds
                 problem = DataError(
                     f'sample {index} of the training data{self._files(index)} cannot be loaded: {error!r}. '
@@ -100,6 +102,17 @@ class PlaceSeededDataset(Dataset):
                     )
                 index = int(np.random.randint(len(self)))
         raise problem
+
+    def __getitems__(self, items: list) -> list:
+        """The samples of a batch. Without this, torch would take the inner data set's, past the seeding."""
+        return [self[item] for item in items]
+
+    def _read(self, index: Any) -> Any:
+        """The inner data set's sample; `Dataset.__getitem__` is torch's placeholder, which only raises."""
+        method = getattr(type(self.dataset), '__getitem__', Dataset.__getitem__)
+        if method is Dataset.__getitem__ and hasattr(self.dataset, '__getitems__'):
+            return self.dataset.__getitems__([index])[0]
+        return self.dataset[index]
 
     def _files(self, index: Any) -> str:
         """The sample's files, for a message."""
