@@ -33,6 +33,12 @@ from mmsgformer.checkpoint.files import (
 WEIGHTS = {'stem.conv1.weight': torch.arange(12.0).view(3, 4), 'stem.norm1.bias': torch.ones(5)}
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> None:
+    """Downloads go to the test's folder."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
+
+
 class MakesAFolder:
     """Unpickling this runs code."""
 
