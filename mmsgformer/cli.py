@@ -3,7 +3,7 @@
 import argparse
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mmengine.config import Config, DictAction
@@ -36,13 +36,26 @@ def base_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+class _PredictorParser(argparse.ArgumentParser):
+    """Takes `--config C --checkpoint K` instead of the first two positional arguments too, as before."""
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> argparse.Namespace:
+        options = argparse.ArgumentParser(self.prog, self.usage, add_help=False, allow_abbrev=False)
+        options.add_argument('--config')
+        options.add_argument('--checkpoint')
+        given, rest = options.parse_known_args(args)
+        if (given.config is None) != (given.checkpoint is None):
+            self.error('give the config and the checkpoint as the first two arguments, or both as options')
+        if given.config is not None:
+            rest = [given.config, given.checkpoint, *rest]
+        return super().parse_args(rest, namespace)
+
+
 def predictor_parser(description: str) -> argparse.ArgumentParser:
     """A parser with the arguments that every tool takes which runs a trained model on a user's images."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('--config', required=True, help='config file')
-    parser.add_argument('--checkpoint', required=True, help='checkpoint of the whole model')
+    parser = _PredictorParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint of the whole model')
     parser.add_argument('--out-dir', type=Path, required=True, help='folder to write to; made if needed')
     parser.add_argument('--device', help='cpu, cuda:0, ... (default: the accelerator if there is one)')
     return parser
