@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from mmengine.config import Config, DictAction
 
 from mmsgformer.data.paths import check_dataset_paths, set_data_root
@@ -57,8 +58,19 @@ def predictor_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint of the whole model')
     parser.add_argument('--out-dir', type=Path, required=True, help='folder to write to; made if needed')
-    parser.add_argument('--device', help='cpu, cuda:0, ... (default: the accelerator if there is one)')
+    parser.add_argument(
+        '--device', type=_device, help='cpu, cuda:0, ... (default: the accelerator if there is one)'
+    )
     return parser
+
+
+def _device(name: str) -> str:
+    """The name of a device that is there."""
+    try:
+        torch.empty(0, device=name)
+    except (AssertionError, RuntimeError) as error:
+        raise argparse.ArgumentTypeError(f'{name!r} cannot be used: {str(error).splitlines()[0]}') from error
+    return name
 
 
 def read_config(

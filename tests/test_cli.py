@@ -40,6 +40,8 @@ def test_config_and_checkpoint_are_positional_as_in_the_frameworks(parser, argv)
         (['--config', 'a.py', 'b.pth', 'photo', *OUT], 'or both as options'),
         (['--config', 'a.py', '--checkpoint', 'b.pth', 'c.pth', 'photo', *OUT], 'unrecognized arguments'),
         (['photo', *OUT], 'required: checkpoint, input'),
+        (['a.py', 'b.pth', 'photo', *OUT, '--device', 'gpu'], "--device: 'gpu' cannot be used"),
+        (['a.py', 'b.pth', 'photo', *OUT, '--device', 'cuda:99'], "--device: 'cuda:99' cannot be used"),
     ],
 )
 def test_what_is_missing_or_too_much_is_named(parser, argv, message, capsys):
