@@ -111,7 +111,7 @@ def load_config(args: argparse.Namespace, splits: tuple[str, ...], checkpoint: s
         prepare_cpu_distributed(cfg)
     except ValueError as error:
         raise SystemExit(f'error: {error}') from error
-    _protect_checkpoints(cfg)
+    _add_hooks(cfg)
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(args.config).stem)
     return cfg
 
@@ -128,8 +128,8 @@ def check_writable(work_dir: str) -> None:
         ) from error
 
 
-def _protect_checkpoints(cfg: Config) -> None:
-    """Give a config, in place, what our own have: strict and safe loading, saving that loses nothing good."""
+def _add_hooks(cfg: Config) -> None:
+    """Add to a config, in place, what ours have: strict and safe loading, and saving that loses nothing."""
     hooks = dict(cfg.get('default_hooks') or {})
     own = {'checkpoint_load': 'CheckpointLoadHook', 'bad_number': 'BadNumberHook'}
     for name, kind in own.items():

@@ -34,7 +34,7 @@ def read_checkpoint(path: str | Path, map_location: object = 'cpu') -> Mapping:
     CPU.
 
     Raises:
-        CheckpointError: There is no such file, it is damaged or no checkpoint, or it needs other classes.
+        CheckpointError: There is no such file, it is damaged or not a checkpoint, or it needs other classes.
     """
     if '://' not in str(path):
         path = Path(path).expanduser()
@@ -79,7 +79,7 @@ def _read_file(path: Path, name: str, map_location: object) -> Mapping:
     except ModuleNotFoundError as error:
         raise CheckpointError(f'{name} needs `pip install safetensors`') from error
     except Exception as error:  # the readers raise many kinds for a damaged file
-        unsafe = _other_globals(path, error) if isinstance(error, pickle.UnpicklingError) else []
+        unsafe = _unsafe_globals(path, error) if isinstance(error, pickle.UnpicklingError) else []
         if unsafe:
             first = 'download it and ' if '://' in name else ''
             file = name.rpartition('/')[2] if first else name
@@ -93,7 +93,7 @@ def _read_file(path: Path, name: str, map_location: object) -> Mapping:
         quotable = str(error) and not isinstance(error, pickle.UnpicklingError)
         reason = str(error).splitlines()[0] if quotable else type(error).__name__
         raise CheckpointError(
-            f'{name} ({path.stat().st_size} bytes) is no checkpoint, or is damaged: {reason}'
+            f'{name} ({path.stat().st_size} bytes) is not a checkpoint or is damaged: {reason}'
         ) from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f'{name} holds a {type(content).__name__}, not the dict of a checkpoint')
@@ -148,7 +148,7 @@ _SAFE_GLOBALS = [
 ]
 
 
-def _other_globals(path: Path, error: pickle.UnpicklingError) -> list[str]:
+def _unsafe_globals(path: Path, error: pickle.UnpicklingError) -> list[str]:
     """Names of the classes and functions in a .pth that are not allowed, as far as they can be listed."""
     try:
         with torch.serialization.safe_globals(_SAFE_GLOBALS):

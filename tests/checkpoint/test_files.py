@@ -129,7 +129,7 @@ def test_a_truncated_file_is_an_error_wherever_it_ends(suffix, tmp_path):
     for seed in range(20):
         path = tmp_path / f'part.{suffix}'
         path.write_bytes(content[: random.Random(seed).randrange(1, len(content))])
-        with pytest.raises(CheckpointError, match=r'part.* is no checkpoint, or is damaged'):
+        with pytest.raises(CheckpointError, match=r'part.* is not a checkpoint or is damaged'):
             read_checkpoint(path)
 
 
