@@ -3,12 +3,14 @@
 import argparse
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from mmengine.config import Config, DictAction
 
 from mmsgformer.data.paths import check_dataset_paths, set_data_root
+from mmsgformer.engine.custom_imports import import_mmsgformer
 from mmsgformer.engine.distributed import prepare_cpu_distributed
 
 # torch's own switch: no library that a tool uses can read a file in a way that runs code from it.
@@ -35,16 +37,40 @@ def base_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+class _PredictorParser(argparse.ArgumentParser):
+    """Takes `--config C --checkpoint K` instead of the first two positional arguments too, as before."""
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> argparse.Namespace:
+        options = argparse.ArgumentParser(self.prog, self.usage, add_help=False, allow_abbrev=False)
+        options.add_argument('--config')
+        options.add_argument('--checkpoint')
+        given, rest = options.parse_known_args(args)
+        if (given.config is None) != (given.checkpoint is None):
+            self.error('give the config and the checkpoint as the first two arguments, or both as options')
+        if given.config is not None:
+            rest = [given.config, given.checkpoint, *rest]
+        return super().parse_args(rest, namespace)
+
+
 def predictor_parser(description: str) -> argparse.ArgumentParser:
     """A parser with the arguments that every tool takes which runs a trained model on a user's images."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('--config', required=True, help='config file')
-    parser.add_argument('--checkpoint', required=True, help='checkpoint of the whole model')
+    parser = _PredictorParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint of the whole model')
     parser.add_argument('--out-dir', type=Path, required=True, help='folder to write to; made if needed')
-    parser.add_argument('--device', help='cpu, cuda:0, ... (default: the accelerator if there is one)')
+    parser.add_argument(
+        '--device', type=_device, help='cpu, cuda:0, ... (default: the accelerator if there is one)'
+    )
     return parser
+
+
+def _device(name: str) -> str:
+    """The name of a device that is there."""
+    try:
+        torch.empty(0, device=name)
+    except (AssertionError, RuntimeError) as error:
+        raise argparse.ArgumentTypeError(f'{name!r} cannot be used: {str(error).splitlines()[0]}') from error
+    return name
 
 
 def read_config(
@@ -85,7 +111,7 @@ def load_config(args: argparse.Namespace, splits: tuple[str, ...], checkpoint: s
         prepare_cpu_distributed(cfg)
     except ValueError as error:
         raise SystemExit(f'error: {error}') from error
-    _protect_checkpoints(cfg)
+    _add_hooks(cfg)
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(args.config).stem)
     return cfg
 
@@ -102,8 +128,8 @@ def check_writable(work_dir: str) -> None:
         ) from error
 
 
-def _protect_checkpoints(cfg: Config) -> None:
-    """Give a config, in place, what our own have: strict and safe loading, saving that loses nothing good."""
+def _add_hooks(cfg: Config) -> None:
+    """Add to a config, in place, what ours have: strict and safe loading, and saving that loses nothing."""
     hooks = dict(cfg.get('default_hooks') or {})
     own = {'checkpoint_load': 'CheckpointLoadHook', 'bad_number': 'BadNumberHook'}
     for name, kind in own.items():
@@ -118,3 +144,4 @@ def _protect_checkpoints(cfg: Config) -> None:
         if saving['type'] == 'CheckpointHook' and local:
             saving.setdefault('backend_args', dict(backend='checkpoints'))
     cfg.default_hooks = hooks
+    import_mmsgformer(cfg)

@@ -84,11 +84,11 @@ def read_video(path: Path) -> mmcv.VideoReader:
     """A video file that has frames.
 
     Raises:
-        FileNotFoundError: There is no such file, or it is no video that can be read.
+        FileNotFoundError: There is no such file, or it is not a readable video.
     """
     video = mmcv.VideoReader(str(path)) if path.is_file() else []
     if not len(video):
-        raise FileNotFoundError(f'{path} is no video that can be read')
+        raise FileNotFoundError(f'{path} is not a readable video')
     return video
 
 

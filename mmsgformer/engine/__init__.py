@@ -6,6 +6,8 @@ from mmsgformer.engine.exact_resume import (
     ExactResumeHook,
     PlaceSeededDataset,
     ResumableBatchSampler,
+    disable_exact_resume,
+    enable_exact_resume,
     make_exact,
 )
 from mmsgformer.engine.hooks import BadNumberError, BadNumberHook, CheckpointLoadHook, SignificanceVisHook
@@ -19,6 +21,8 @@ __all__ = [
     'ResumableBatchSampler',
     'SignificanceVisHook',
     'accumulate_to_base',
+    'disable_exact_resume',
+    'enable_exact_resume',
     'make_exact',
     'prepare_cpu_distributed',
 ]

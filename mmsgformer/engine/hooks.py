@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 
-import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
@@ -70,7 +69,7 @@ class BadNumberHook(Hook):
     Checking a loss waits for the GPU no more than MMEngine's log does, which reads it in every iteration.
     """
 
-    # Before EMAHook averages and CheckpointHook saves what is bad.
+    # Before EMAHook takes it into its average and CheckpointHook saves it.
     priority = 'VERY_HIGH'
 
     def after_train_iter(
@@ -81,16 +80,15 @@ class BadNumberHook(Hook):
         Raises:
             BadNumberError: One is not finite.
         """
-        losses = {name: value for name, value in (outputs or {}).items() if 'loss' in name}
-        losses = {name: torch.as_tensor(value).item() for name, value in losses.items()}
+        losses = {name: float(value) for name, value in (outputs or {}).items() if 'loss' in name}
         if not all(map(math.isfinite, losses.values())):
             listed = ', '.join(f'{name} {value:g}' for name, value in losses.items())
             raise BadNumberError(
-                f'iteration {runner.iter + 1} has a loss that is no number: {listed}. {_left(runner)}'
+                f'iteration {runner.iter + 1} has a loss that is not finite: {listed}. {_advice(runner)}'
             )
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Check the weights: a loss can be the last number before they are none.
+        """Check the weights: they can become NaN in a step whose loss was still finite.
 
         Raises:
             BadNumberError: One is not finite.
@@ -98,8 +96,7 @@ class BadNumberHook(Hook):
         for name, parameter in _unwrapped(runner).named_parameters():
             if not parameter.isfinite().all():
                 raise BadNumberError(
-                    f'after iteration {runner.iter + 1}, {name} has values that are no numbers. '
-                    f'{_left(runner)}'
+                    f'after iteration {runner.iter + 1}, {name} has NaN or infinite values. {_advice(runner)}'
                 )
 
 
@@ -149,7 +146,7 @@ class SignificanceVisHook(Hook):
             runner.visualizer.add_image(f'significance_{i}', as_image(figure), step)
 
 
-def _left(runner: Runner) -> str:
+def _advice(runner: Runner) -> str:
     """What a run that stops leaves behind, and what to do."""
     saved = latest_checkpoint(runner.work_dir) or 'none is there yet'
     return (

@@ -33,6 +33,12 @@ from mmsgformer.checkpoint.files import (
 WEIGHTS = {'stem.conv1.weight': torch.arange(12.0).view(3, 4), 'stem.norm1.bias': torch.ones(5)}
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> None:
+    """Downloads go to the test's folder."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
+
+
 class MakesAFolder:
     """Unpickling this runs code."""
 
@@ -123,7 +129,7 @@ def test_a_truncated_file_is_an_error_wherever_it_ends(suffix, tmp_path):
     for seed in range(20):
         path = tmp_path / f'part.{suffix}'
         path.write_bytes(content[: random.Random(seed).randrange(1, len(content))])
-        with pytest.raises(CheckpointError, match=r'part.* is no checkpoint, or is damaged'):
+        with pytest.raises(CheckpointError, match=r'part.* is not a checkpoint or is damaged'):
             read_checkpoint(path)
 
 

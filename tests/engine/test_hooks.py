@@ -283,8 +283,8 @@ class Poison(Hook):
 @pytest.mark.parametrize(
     ('moment', 'message'),
     [
-        ('before_train_iter', r'iteration 2 has a loss that is no number: loss nan, decode\.loss_ce nan'),
-        ('after_train_iter', r'after iteration 2, backbone\.pos_embed has values that are no numbers'),
+        ('before_train_iter', r'iteration 2 has a loss that is not finite: loss nan, decode\.loss_ce nan'),
+        ('after_train_iter', r'after iteration 2, backbone\.pos_embed has NaN or infinite values'),
     ],
 )
 def test_bad_numbers_stop_a_run_and_are_not_saved(moment, message, make_runner, tmp_path):
