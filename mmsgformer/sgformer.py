@@ -23,6 +23,7 @@ from mmsgformer.attention import (
 from mmsgformer.checkpoint.load import load_backbone
 from mmsgformer.ops import Linear
 from mmsgformer.ops.attention import check_backend
+from mmsgformer.padding import run_without_padding, tell_image_sizes
 
 STRIDES = (4, 8, 16, 32)
 # Merge ratio r of the hybrid-scale blocks and run lengths g of the self-guided blocks, stages 1-3.
@@ -276,6 +277,10 @@ class SGFormer(BaseModule):
         with_cp: Gradient checkpointing of every block: less memory, a second forward in the backward.
         attn_backend: How the attention that makes the significance is computed: 'auto', 'reference',
             'chunked' or 'triton' (`mmsgformer.ops.attention_with_column_means`). Results are the same.
+        ignore_padding: Run every image of a padded batch without its padding, so that its maps are those that
+            it has alone; in the padding they are 0. For the backbone of a detector or segmenter, whose
+            data samples say what is padding (`mmsgformer.padding`). Images of different sizes run one after
+            another.
         init_cfg: MMEngine's initialisation config. dict(type='Pretrained', checkpoint=PATH) loads what
             `mmsgformer.checkpoint.load_backbone` can: the official files as they are, and the backbone of
             any checkpoint trained here, completely or not at all; `partial=True` takes what fits. Without
@@ -299,6 +304,7 @@ class SGFormer(BaseModule):
         norm_eval: bool = False,
         with_cp: bool = False,
         attn_backend: str = 'auto',
+        ignore_padding: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
@@ -315,6 +321,10 @@ class SGFormer(BaseModule):
             if not isinstance(rate, (int, float)) or not 0.0 <= rate < 1.0:
                 raise ValueError(f'{name}_rate must be in [0, 1), got {rate!r}')
         check_backend(attn_backend)
+        self.ignore_padding = ignore_padding
+        self.image_sizes: dict[torch.Size, list[tuple[int, int]]] = {}
+        if ignore_padding:
+            tell_image_sizes()
 
         self.pretrain_grid = tuple(-(-side // STRIDES[0]) for side in _check_image_size(pretrain_img_size))
         self.stem = Stem(in_channels, self.embed_dims[0])
@@ -351,6 +361,14 @@ class SGFormer(BaseModule):
             )
         if not x.is_floating_point():
             raise TypeError(f'SGFormer takes normalised floating-point images, got {x.dtype}')
+        sizes = self.image_sizes.get(x.shape) if self.ignore_padding else None
+        if sizes is None:
+            return self._run(x)
+        strides = [STRIDES[i] for i in self.out_indices]
+        return run_without_padding(self._run, x, sizes, strides, MIN_SIZE)
+
+    def _run(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What `forward` gives for a batch, padding included."""
         x = self.stem(x)
         x = self.pos_drop(x + self._position_embedding(*x.shape[1:3]).to(x.dtype))
         outs = {}
