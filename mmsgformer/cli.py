@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, DictAction
 
+from mmsgformer.data.classes import require_agreement
+from mmsgformer.data.errors import DataError
 from mmsgformer.data.paths import check_dataset_paths, set_data_root
 from mmsgformer.engine.custom_imports import import_mmsgformer
 from mmsgformer.engine.distributed import prepare_cpu_distributed
@@ -100,7 +102,7 @@ def load_config(args: argparse.Namespace, splits: tuple[str, ...], checkpoint: s
         checkpoint: A checkpoint that will be read, None for none.
 
     Exits with a message that names the path and the option if the config, its data or the checkpoint does
-    not exist.
+    not exist, or if the classes that they name are not the same.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = read_config(args.config, splits, args.data_root, args.cfg_options)
@@ -110,6 +112,10 @@ def load_config(args: argparse.Namespace, splits: tuple[str, ...], checkpoint: s
     try:
         prepare_cpu_distributed(cfg)
     except ValueError as error:
+        raise SystemExit(f'error: {error}') from error
+    try:
+        require_agreement(cfg)
+    except DataError as error:
         raise SystemExit(f'error: {error}') from error
     _add_hooks(cfg)
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(args.config).stem)

@@ -19,6 +19,7 @@ from rich.progress import track
 
 from mmsgformer.checkpoint.files import CheckpointError
 from mmsgformer.cli import predictor_parser
+from mmsgformer.data import DataError
 from mmsgformer.visualization.predictions import Predictor, find_images
 
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm')
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 video.cvt2frames(frames, show_progress=False)
             images = find_images(frames if is_video else args.input)
             predictor = Predictor(args.config, args.checkpoint, args.device)
-        except (CheckpointError, FileNotFoundError) as error:
+        except (CheckpointError, DataError, FileNotFoundError) as error:
             raise SystemExit(f'error: {error}') from error
         bad = infer(predictor, images, args.out_dir)
     if is_video:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from mmsgformer.attention import WINDOW_SIZE
 from mmsgformer.checkpoint.files import CheckpointError
 from mmsgformer.cli import read_config
+from mmsgformer.data import DataError
 from mmsgformer.visualization.maps import batch_maps, token_allocation
 from mmsgformer.visualization.predictions import Predictor
 
@@ -96,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = read_config(args.config, ('val',), args.data_root)
     try:
         trained = Predictor(args.config, args.checkpoint).model
-    except CheckpointError as error:
+    except (CheckpointError, DataError) as error:
         raise SystemExit(f'error: {error}') from error
     MMLogger.get_instance('mmengine', log_level='WARNING')  # or every initialised parameter is listed
     torch.manual_seed(0)

@@ -10,6 +10,7 @@ from rich.progress import track
 
 from mmsgformer.checkpoint.files import CheckpointError
 from mmsgformer.cli import predictor_parser
+from mmsgformer.data import DataError
 from mmsgformer.visualization.drawing import draw_panel, seen_part
 from mmsgformer.visualization.predictions import Predictor, find_images, read_image
 
@@ -22,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         images = find_images(args.images)
         predictor = Predictor(args.config, args.checkpoint, args.device)
-    except (CheckpointError, FileNotFoundError) as error:
+    except (CheckpointError, DataError, FileNotFoundError) as error:
         raise SystemExit(f'error: {error}') from error
     args.out_dir.mkdir(parents=True, exist_ok=True)
     bad = []

@@ -18,10 +18,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.registry import init_default_scope
 from PIL import Image, ImageOps
 
-from mmsgformer.data.classes import check_classes, entries, outputs_of, plain_datasets
+from mmsgformer.data.classes import build_unread, check_classes, entries, outputs_of, plain_datasets
 from mmsgformer.data.errors import Problem
 
 IGNORED_LABEL = 255  # where a config says nothing
@@ -102,12 +102,14 @@ def _describe(option: str, histogram: Counter) -> list[Problem]:
 
 def _list(config: ConfigDict, model: ConfigDict, option: str) -> tuple[list[Problem], list[Item], Counter]:
     """What is wrong with a data set's lists, its images, and how often they list each class."""
-    # Configs alone, nothing is built: transforms need not exist here.
     steps = {step['type']: step for step in config.get('pipeline', [])}
     try:
-        dataset = DATASETS.build({**config, 'pipeline': [], 'lazy_init': True})
+        dataset = build_unread(config)
     except Exception:  # check_classes has reported it
         return [], [], Counter()
+    if dataset is None:
+        text = f'is a data set of type {config.type}, which cannot be checked here'
+        return [Problem(option, text, is_error=False)], [], Counter()
     classes = dataset.metainfo.get('classes') or ()
     if isinstance(classes, str):
         return [], [], Counter()

@@ -14,6 +14,7 @@ from torch import nn
 
 from mmsgformer.checkpoint.files import CheckpointError, latest_checkpoint, read_checkpoint
 from mmsgformer.checkpoint.load import prepare_for_model
+from mmsgformer.data.classes import same_classes
 from mmsgformer.sgformer import SGFormer
 from mmsgformer.visualization.maps import batch_maps
 
@@ -55,6 +56,16 @@ class CheckpointLoadHook(Hook):
                     f'{path} cannot be resumed, it has no {", ".join(lacking)}; train from it as load_from'
                 )
             whole = runner._resume or not training
+            if whole:
+                trained_on = (checkpoint.get('meta', {}).get('dataset_meta') or {}).get('classes')
+                # That of the data that the run is about to use.
+                own = (getattr(runner.visualizer, 'dataset_meta', None) or {}).get('classes')
+                difference = same_classes(trained_on, own)
+                if difference:
+                    raise CheckpointError(
+                        f'{path} {difference} than the data of the config; set metainfo.classes and '
+                        'num_classes of the config to those that it was trained on'
+                    )
             prepare_for_model(checkpoint, model, path, strict=whole, partial=self.partial)
 
 

@@ -15,6 +15,7 @@ from mmengine.structures import BaseDataElement
 
 from mmsgformer.checkpoint.files import read_checkpoint
 from mmsgformer.checkpoint.load import prepare_for_model
+from mmsgformer.data.classes import require_agreement
 from mmsgformer.visualization.maps import SignificanceMap, batch_maps
 
 _SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
@@ -30,6 +31,7 @@ class Predictor:
 
     Raises:
         CheckpointError: The checkpoint cannot be read or does not fit.
+        DataError: The classes of the config and of the checkpoint are not the same.
     """
 
     def __init__(self, config: str | Path, checkpoint: str | Path, device: str | None = None) -> None:
@@ -40,9 +42,10 @@ class Predictor:
         prepare_for_model(content, model, checkpoint, strict=True)
         model.load_state_dict(content['state_dict'])
         self.model = model.to(device or get_device()).eval()
+        trained_on = content.get('meta', {}).get('dataset_meta') or {}
+        require_agreement(cfg, trained_on.get('classes'))
         dataset = cfg.test_dataloader.dataset
         self.pipeline = Compose([step for step in dataset.pipeline if step.type != 'LoadAnnotations'])
-        trained_on = content.get('meta', {}).get('dataset_meta')
         with DATASETS.switch_scope_and_registry(cfg.default_scope) as registry:
             default = registry.get(dataset.type).METAINFO
         self.visualizer = VISUALIZERS.build({**cfg.visualizer, 'vis_backends': None})
