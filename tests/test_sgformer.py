@@ -8,7 +8,7 @@ import cv2
 import pytest
 import torch
 from fuzz import fuzz
-from tolerances import NETWORK, OPERATOR, assert_close
+from tolerances import NETWORK, assert_close
 from torch import Tensor, nn
 
 from mmsgformer import SGFormer
@@ -101,14 +101,14 @@ def test_every_attention_backend_gives_what_the_reference_gives(small, backend, 
 def test_compiles_without_a_graph_break(small, with_cp):
     """One graph, forward and backward, with the same result."""
     torch.manual_seed(0)
-    model = SGFormer(small, with_cp=with_cp, drop_path_rate=0.0)
+    model = SGFormer(small, with_cp=with_cp, drop_path_rate=0.0).double()
     compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
-    image = torch.randn(2, 3, 75, 133)
+    image = torch.randn(2, 3, 75, 133, dtype=torch.float64)
     results = []
     for backbone in (model, compiled):
         outs, grad = run(backbone, image)
         results.append([*outs, grad, *(p.grad.clone() for p in model.parameters())])
-    tolerance = NETWORK[torch.float32]
+    tolerance = NETWORK[torch.float64]
     for i, (traced, eager) in enumerate(zip(*results[::-1], strict=True)):
         assert_close(traced, eager, tolerance.forward if i < len(STRIDES) else tolerance.backward, i)
 
@@ -290,7 +290,8 @@ def test_position_embedding_is_resized_as_opencv_does(size):
     nn.init.normal_(model.pos_embed)
     grid = model.pos_embed.detach().view(56, 56, 64).numpy()
     expected = torch.from_numpy(cv2.resize(grid, size[::-1], interpolation=cv2.INTER_CUBIC))
-    assert_close(model._position_embedding(*size)[0].detach(), expected, OPERATOR[torch.float32].forward)
+    # OpenCV's weights are rounded to float32.
+    assert_close(model._position_embedding(*size)[0].detach(), expected, 1e-5)
 
 
 def test_sincos_position_embedding():
