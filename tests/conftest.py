@@ -22,6 +22,15 @@ if os.environ.get('MMSGFORMER_TEST_DEVICE', 'cpu') == 'cpu':
     os.environ['TRITON_INTERPRET'] = '1'  # Triton reads it when it is imported
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The first line of every error, whole: the summary that follows cuts it to 80 columns in a log."""
+    for report in terminalreporter.getreports('failed') + terminalreporter.getreports('error'):
+        crash = getattr(report.longrepr, 'reprcrash', None)
+        if crash is not None:
+            reason = crash.message.partition('\n')[0]
+            terminalreporter.write_line(f'{report.nodeid}: {reason}')
+
+
 def draw(name: str, shape: Sequence[int]) -> Tensor:
     """The tensor (float64) that the golden data's formula gives to this official name and shape.
 
