@@ -116,16 +116,22 @@ def load_config(args: argparse.Namespace, splits: tuple[str, ...], checkpoint: s
     return cfg
 
 
-def check_writable(work_dir: str) -> None:
-    """Make the folder, and exit with a message if it cannot be written to."""
+def check_writable(folder: str | Path, option: str) -> None:
+    """Make the folder that an option names, and exit with a message if it cannot be written to."""
     try:
-        Path(work_dir).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=work_dir) as file:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(4096))
     except OSError as error:
         raise SystemExit(
-            f'error: {work_dir} cannot be written to: {error}. Give another folder with --work-dir'
+            f'error: {folder} cannot be written to: {error}. Give another place with {option}'
         ) from error
+
+
+def refuse_earlier_results(folder: str | Path, patterns: Sequence[str], advice: str) -> None:
+    """Exit with a message if files in the folder, named by glob patterns, are there from an earlier run."""
+    for found in (path for pattern in patterns for path in sorted(Path(folder).glob(pattern))):
+        raise SystemExit(f'error: {found} is there already, from an earlier run: {advice}')
 
 
 def _add_hooks(cfg: Config) -> None:

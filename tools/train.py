@@ -106,7 +106,7 @@ def config_from(args: argparse.Namespace) -> Config:
 
 def train(cfg: Config) -> None:
     """Train; exits with a message where a run cannot go on."""
-    check_writable(cfg.work_dir)
+    check_writable(cfg.work_dir, '--work-dir')
     try:
         runner = Runner.from_cfg(cfg)
         report_batch_size(cfg, runner.world_size)
