@@ -19,7 +19,7 @@ from pycocotools import mask as coco_mask
 from rich.progress import track
 
 from mmsgformer.checkpoint.files import CheckpointError, write_file
-from mmsgformer.cli import check_writable, predictor_parser, refuse_earlier_results
+from mmsgformer.cli import check_writable, expanded_path, predictor_parser, refuse_earlier_results
 from mmsgformer.visualization.predictions import Predictor, describe_failure, find_images
 
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm')
@@ -51,7 +51,7 @@ def describe(sample: BaseDataElement, classes: tuple[str, ...], label_map: Path)
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments, predict; an image that fails is reported and makes the exit code 1."""
     parser = predictor_parser(__doc__)
-    parser.add_argument('input', type=Path, help='an image, a folder of images, or a video')
+    parser.add_argument('input', type=expanded_path, help='an image, a folder of images, or a video')
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as frames:
         try:

@@ -4,12 +4,11 @@ OUT_DIR/IMAGE.png is the panel of IMAGE.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.progress import track
 
 from mmsgformer.checkpoint.files import CheckpointError
-from mmsgformer.cli import check_writable, predictor_parser, refuse_earlier_results
+from mmsgformer.cli import check_writable, expanded_path, predictor_parser, refuse_earlier_results
 from mmsgformer.visualization.drawing import draw_panel, seen_part
 from mmsgformer.visualization.predictions import Predictor, describe_failure, find_images
 
@@ -17,7 +16,7 @@ from mmsgformer.visualization.predictions import Predictor, describe_failure, fi
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments, draw every image; one that fails is reported and makes the exit code 1."""
     parser = predictor_parser(__doc__)
-    parser.add_argument('images', type=Path, help='an image, or a folder of images')
+    parser.add_argument('images', type=expanded_path, help='an image, or a folder of images')
     args = parser.parse_args(argv)
     try:
         images = find_images(args.images)

@@ -11,8 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmsgformer.checkpoint.files import latest_checkpoint
-
 ROOT = Path(__file__).parents[2]
 DETECTOR = 'configs/demo/mask-rcnn_sgformer-tiny_fpn_shapes.py'
 SEGMENTER = 'configs/demo/sgformer-tiny_upernet_shapes.py'
@@ -148,9 +146,9 @@ def test_bad_input_ends_before_a_model_is_built(run_tool, monkeypatch, arguments
 @pytest.mark.parametrize('reason', ['a full disk', 'a bad number'])
 def test_what_ends_a_run_is_said_and_nothing_is_lost(reason, shapes, tmp_path):
     """A message, no traceback, and the checkpoint that was there before."""
-    torch.save({'state_dict': {}}, tmp_path / 'iter_9.pth')
+    torch.save({'state_dict': {}}, tmp_path / 'best_mIoU_iter_9.pth')
     options = ['train_cfg.max_iters=2', 'train_cfg.val_begin=9', 'default_hooks.checkpoint.interval=1']
-    options += ['train_dataloader.num_workers=0', 'train_dataloader.persistent_workers=False']
+    options += ['train_dataloader.num_workers=0']
     options += ['train_dataloader.batch_size=2', 'default_hooks.checkpoint.max_keep_ckpts=1']
     options += ['optim_wrapper.optimizer.lr=1e30', 'param_scheduler=None']
     kilobytes = 'unlimited' if reason == 'a bad number' else '1000'  # in a file
@@ -167,8 +165,7 @@ def test_what_ends_a_run_is_said_and_nothing_is_lost(reason, shapes, tmp_path):
         assert str(tmp_path / 'iter_1.pth') in result.stderr
     assert 'Traceback' not in result.stderr
     left = {path.name for path in tmp_path.glob('*.pth')}
-    assert left == {'iter_9.pth'} | ({'iter_1.pth'} if reason == 'a bad number' else set())
-    assert latest_checkpoint(tmp_path)
+    assert left == {'best_mIoU_iter_9.pth'} | ({'iter_1.pth'} if reason == 'a bad number' else set())
 
 
 def test_damaged_images_are_skipped_and_counted(run_tool, shapes, tmp_path):
@@ -192,6 +189,31 @@ def test_a_work_dir_that_cannot_be_written_to_is_named(run_tool, shapes, tmp_pat
     assert 'run cannot be written to' in result.stderr
     assert '--work-dir' in result.stderr
     assert 'Traceback' not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ('option', 'there', 'message'),
+    [
+        ('--out', 'old.pkl', 'old.pkl is there already'),
+        ('--show-dir', 'old/val/a.png', 'a.png is there already'),
+        ('--out', 'file/new.pkl', 'file cannot be written to'),
+        ('--show-dir', 'file', 'file cannot be written to'),
+    ],
+)
+def test_places_for_a_tests_results_are_checked_first(run_tool, option, there, message, shapes, tmp_path):
+    """Before the checkpoint, which is none, is read: an earlier test's results stay, a file is no folder."""
+    (tmp_path / 'weights.pth').touch()
+    (tmp_path / 'file').touch()
+    target = tmp_path / ('old' if 'val' in there else there)
+    if 'old' in there:
+        (tmp_path / there).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / there).touch()
+    arguments = ['--data-root', shapes, '--work-dir', tmp_path / 'work', option, target]
+    result = run_tool('test.py', SEGMENTER, tmp_path / 'weights.pth', *arguments)
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert message in line
+    assert option in line
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='it is an error on CPU only')
