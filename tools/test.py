@@ -46,12 +46,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
         cfg.model = dict(**cfg.tta_model, module=cfg.model)
     if args.show_dir:
-        if 'visualization' not in cfg.get('default_hooks', {}):
-            parser.error(f'--show-dir: {args.config} has no default_hooks.visualization')
-        # mmdet's and mmseg's hooks are switched on by `draw`, mmpretrain's by `enable`.
-        switch = 'enable' if cfg.default_hooks.visualization.type == 'VisualizationHook' else 'draw'
-        cfg.default_hooks.visualization[switch] = True
-        cfg.visualizer.save_dir = args.show_dir
+        if 'visualizer' not in cfg:
+            parser.error(f'--show-dir: {args.config} has no visualizer')
+        drawing = dict(type='PicturesHook', out_dir=args.show_dir)
+        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), drawing]
     if args.out:
         dump = 'DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults'
         metrics = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]

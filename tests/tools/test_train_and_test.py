@@ -23,6 +23,17 @@ ACCUMULATING = ['--cfg-options', 'auto_scale_lr.base_batch_size=16', 'optim_wrap
 METRIC = {DETECTOR: 'coco/bbox_mAP_50', SEGMENTER: 'mIoU'}
 
 
+VALIDATION = {
+    DETECTOR: {f'val2017/{number:06d}.jpg.png' for number in range(1, 5)},
+    SEGMENTER: {f'images/validation/{number:06d}.jpg.png' for number in range(1, 5)},
+}
+
+
+def pictures_in(folder: Path) -> set[str]:
+    """The names of all pictures, with the folders that they are in."""
+    return {str(path.relative_to(folder)) for path in folder.rglob('*.png')}
+
+
 def scalars(work_dir: Path) -> list[dict]:
     """All entries that runs in this folder logged, oldest run first."""
     files = sorted(work_dir.glob('*/vis_data/scalars.json'))
@@ -52,7 +63,7 @@ def test_train_resume_and_test(run_tool, config, shapes, tmp_path):
     metrics = json.loads(max(tmp_path.glob('*/*.json'), key=os.path.getmtime).read_text())
     assert METRIC[config] in metrics
     assert out.exists()
-    assert len(list(show.rglob('*.png'))) == 4
+    assert pictures_in(show) == VALIDATION[config]
 
 
 @pytest.mark.parametrize('config', [DETECTOR, SEGMENTER])
@@ -68,8 +79,10 @@ def test_two_processes_train_and_test_on_cpu(run_in_a_process, config, shapes, t
     # 16 images in two processes of 4 images each: two iterations.
     assert [entry['iter'] for entry in scalars(tmp_path) if 'loss' in entry] == [1, 2]
     checkpoint = (tmp_path / 'last_checkpoint').read_text()
-    tested = run_in_a_process('dist_test.sh', config, checkpoint, 2, *common, **on_cpu)
+    show = ['--show-dir', tmp_path / 'pictures']
+    tested = run_in_a_process('dist_test.sh', config, checkpoint, 2, *common, *show, **on_cpu)
     assert tested.returncode == 0, tested.stderr
+    assert pictures_in(tmp_path / 'pictures') == VALIDATION[config]  # of both processes
 
 
 @pytest.mark.parametrize('script', ['slurm_train.sh', 'slurm_test.sh'])
