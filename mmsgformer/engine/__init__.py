@@ -11,12 +11,14 @@ from mmsgformer.engine.exact_resume import (
     make_exact,
 )
 from mmsgformer.engine.hooks import BadNumberError, BadNumberHook, CheckpointLoadHook, SignificanceVisHook
+from mmsgformer.engine.pictures import PicturesHook
 
 __all__ = [
     'BadNumberError',
     'BadNumberHook',
     'CheckpointLoadHook',
     'ExactResumeHook',
+    'PicturesHook',
     'PlaceSeededDataset',
     'ResumableBatchSampler',
     'SignificanceVisHook',

@@ -77,6 +77,19 @@ def test_a_first_run_with_resume_starts_from_scratch(config_from, own, capsys):
     assert 'nothing to resume in run: starting from scratch' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize('name', ['epoch_3.pth', 'iter_40.pth'])
+def test_a_new_run_does_not_mix_with_an_old_one(config_from, own, name):
+    """Its checkpoints would replace some of the old ones and stand beside the others."""
+    Path('run').mkdir()
+    Path('run/20240101.log').touch()
+    Path('run/best_mIoU_iter_40.pth').touch()
+    assert config_from(own, '--work-dir', 'run').work_dir == 'run'
+    torch.save({}, f'run/{name}')
+    with pytest.raises(SystemExit, match=rf'run/{name} is there already.*--resume goes on.*--work-dir'):
+        config_from(own, '--work-dir', 'run')
+    assert config_from(own, '--work-dir', 'run', '--resume').load_from == f'run/{name}'
+
+
 def test_options_reach_the_model_and_the_optimizer(config_from, shapes, monkeypatch):
     monkeypatch.setitem(TOOL['config_from'].__globals__, 'get_device', lambda: 'cuda')
     cfg = config_from(SEGMENTER, '--data-root', shapes, '--amp', '--with-cp', '--auto-scale-lr')
