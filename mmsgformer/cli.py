@@ -191,7 +191,11 @@ def refuse_earlier_results(folder: str | Path, patterns: Sequence[str], advice: 
 def _add_hooks(cfg: Config) -> None:
     """Add to a config, in place, what ours have: strict and safe loading, and saving that loses nothing."""
     hooks = dict(cfg.get('default_hooks') or {})
-    own = {'checkpoint_load': 'CheckpointLoadHook', 'bad_number': 'BadNumberHook'}
+    own = {
+        'checkpoint_load': 'CheckpointLoadHook',
+        'bad_number': 'BadNumberHook',
+        'resume_report': 'ResumeReportHook',
+    }
     for name, kind in own.items():
         if hooks.setdefault(name, {}) is None:  # switched off; MMEngine takes None for its own hooks only
             del hooks[name]

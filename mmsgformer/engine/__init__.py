@@ -12,6 +12,7 @@ from mmsgformer.engine.exact_resume import (
 )
 from mmsgformer.engine.hooks import BadNumberError, BadNumberHook, CheckpointLoadHook, SignificanceVisHook
 from mmsgformer.engine.pictures import PicturesHook
+from mmsgformer.engine.resume_report import ResumeReportHook
 
 __all__ = [
     'BadNumberError',
@@ -21,6 +22,7 @@ __all__ = [
     'PicturesHook',
     'PlaceSeededDataset',
     'ResumableBatchSampler',
+    'ResumeReportHook',
     'SignificanceVisHook',
     'accumulate_to_base',
     'disable_exact_resume',
