@@ -149,7 +149,8 @@ def test_a_swapped_model_trains_two_steps(path, tiny, nan_in_fresh_memory):
             refuse_bad_numbers('the loss', losses['loss'])
         except Exception as error:
             raise AssertionError(f'{error!r} in step {step}; {machine()}') from error
-    assert not torch.equal(before, model.backbone.stages[0].blocks[0].ffn.fc1.weight)
+    after = model.backbone.stages[0].blocks[0].ffn.fc1.weight
+    assert not torch.equal(before, after), f'the backbone did not learn; {machine()}'
 
 
 def test_fresh_memory_is_nan(nan_in_fresh_memory):
