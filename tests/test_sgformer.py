@@ -3,15 +3,17 @@
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import cv2
 import pytest
 import torch
 from fuzz import fuzz
-from tolerances import NETWORK, OPERATOR, assert_close
+from tolerances import NETWORK, assert_close
 from torch import Tensor, nn
 
 from mmsgformer import SGFormer
+from mmsgformer.archs import resolve_arch
 from mmsgformer.ops import linear_cpu
 from mmsgformer.sgformer import STRIDES, drop_path, sincos_position_embedding
 
@@ -51,8 +53,18 @@ def model(small) -> SGFormer:
     return SGFormer(small).eval()
 
 
-@pytest.mark.parametrize('sizes', [RANDOM_SIZES[i::5] for i in range(5)], ids=lambda s: f'{len(s)}-sizes')
-def test_random_sizes(model, sizes):
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+SIZES_IN_PARTS = [pytest.param(RANDOM_SIZES[i::5], marks=[pytest.mark.slow] if i else []) for i in range(5)]
+
+
+@pytest.mark.parametrize('sizes', SIZES_IN_PARTS, ids=lambda s: f'{len(s)}-sizes')
+def test_random_sizes(model, sizes, two_threads):
     """Right shapes, finite, and bit for bit the same on a second run, forward and backward."""
     for height, width in sizes:
         image = torch.randn(1, 3, height, width)
@@ -69,7 +81,7 @@ def test_random_sizes(model, sizes):
 
 
 @pytest.mark.parametrize(
-    ('height', 'width'), [size for size in EDGE_SIZES + RANDOM_SIZES[:16] if max(size) < 400]
+    ('height', 'width'), [size for size in EDGE_SIZES + RANDOM_SIZES[:8] if max(size) < 400]
 )
 def test_a_batch_gives_what_its_images_give_one_by_one(small, height, width):
     torch.manual_seed(0)
@@ -101,14 +113,14 @@ def test_every_attention_backend_gives_what_the_reference_gives(small, backend, 
 def test_compiles_without_a_graph_break(small, with_cp):
     """One graph, forward and backward, with the same result."""
     torch.manual_seed(0)
-    model = SGFormer(small, with_cp=with_cp, drop_path_rate=0.0)
+    model = SGFormer(small, with_cp=with_cp, drop_path_rate=0.0).double()
     compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
-    image = torch.randn(2, 3, 75, 133)
+    image = torch.randn(2, 3, 75, 133, dtype=torch.float64)
     results = []
     for backbone in (model, compiled):
         outs, grad = run(backbone, image)
         results.append([*outs, grad, *(p.grad.clone() for p in model.parameters())])
-    tolerance = NETWORK[torch.float32]
+    tolerance = NETWORK[torch.float64]
     for i, (traced, eager) in enumerate(zip(*results[::-1], strict=True)):
         assert_close(traced, eager, tolerance.forward if i < len(STRIDES) else tolerance.backward, i)
 
@@ -143,13 +155,9 @@ def test_large_images_values_stay_finite_under_autocast(tiny, dtype, scale):
     assert all(out.isfinite().all() for out in outs)
 
 
-@pytest.mark.parametrize(
-    ('arch', 'millions'), [('s', 22.545981), ('m', 38.689316), ('b', 77.950293), ('Base', 77.950293)]
-)
-def test_parameter_counts_with_a_1000_class_head(arch, millions):
-    model = SGFormer(arch)
-    head = nn.Linear(model.embed_dims[-1], 1000)
-    assert sum(p.numel() for m in (model, head) for p in m.parameters()) == round(millions * 1e6)
+def test_archs_have_long_names_too():
+    for name, long_name in (('s', 'Small'), ('m', 'medium'), ('b', 'Base')):
+        assert resolve_arch(name) == resolve_arch(long_name)
 
 
 @pytest.mark.parametrize('size', [(64, 96), (75, 133)])
@@ -290,7 +298,8 @@ def test_position_embedding_is_resized_as_opencv_does(size):
     nn.init.normal_(model.pos_embed)
     grid = model.pos_embed.detach().view(56, 56, 64).numpy()
     expected = torch.from_numpy(cv2.resize(grid, size[::-1], interpolation=cv2.INTER_CUBIC))
-    assert_close(model._position_embedding(*size)[0].detach(), expected, OPERATOR[torch.float32].forward)
+    # OpenCV's weights are rounded to float32.
+    assert_close(model._position_embedding(*size)[0].detach(), expected, 1e-5)
 
 
 def test_sincos_position_embedding():
@@ -404,15 +413,18 @@ def test_in_channels(tiny):
     assert len(SGFormer(tiny, in_channels=5)(torch.randn(1, 5, 64, 64))) == 4
 
 
-@pytest.mark.parametrize('framework', ['mmdet', 'mmseg', 'mmpretrain'])
-@pytest.mark.parametrize('first', ['framework', 'mmsgformer'])
-def test_each_framework_builds_it_in_a_process_of_its_own(framework, first):
-    imports = [f'from {framework}.registry import MODELS', 'import mmsgformer']
-    if first == 'mmsgformer':
-        imports.reverse()
-    program = '; '.join(
-        [*imports, "print(type(MODELS.build(dict(type='SGFormer', arch='s'))).__name__, MODELS.scope)"]
-    )
+ORDERS = [('mmdet', 'mmsgformer'), ('mmsgformer', 'mmseg'), ('mmpretrain', 'mmsgformer')]
+
+
+@pytest.mark.parametrize(
+    ('first', 'second'), ORDERS + [pytest.param(*order[::-1], marks=pytest.mark.slow) for order in ORDERS]
+)
+def test_each_framework_builds_it_in_a_process_of_its_own(first, second):
+    """Whichever is imported first."""
+    framework = second if first == 'mmsgformer' else first
+    imports = {framework: f'from {framework}.registry import MODELS', 'mmsgformer': 'import mmsgformer'}
+    build = "print(type(MODELS.build(dict(type='SGFormer', arch='s'))).__name__, MODELS.scope)"
+    program = '; '.join([imports[first], imports[second], build])
     result = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, timeout=300)
     assert result.stdout.split() == ['SGFormer', framework], result.stderr
 

@@ -8,8 +8,8 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from mmsgformer.checkpoint.files import CheckpointError, latest_checkpoint
-from mmsgformer.cli import base_parser, check_writable, load_config
+from mmsgformer.checkpoint.files import CheckpointError, latest_checkpoint, stored_iteration
+from mmsgformer.cli import base_parser, check_writable, expanded, load_config, refuse_earlier_results
 from mmsgformer.engine.batch_size import (
     accumulate_to_base,
     check_auto_scale_lr,
@@ -30,6 +30,7 @@ def make_parser() -> argparse.ArgumentParser:
         '--resume',
         nargs='?',
         const='auto',
+        type=expanded,
         help='resume from this checkpoint, or without a value from the latest one in the work dir',
     )
     parser.add_argument(
@@ -94,11 +95,19 @@ def config_from(args: argparse.Namespace) -> Config:
         disable_exact_resume(cfg)
     else:
         enable_exact_resume(cfg, skip_bad=args.skip_bad_samples)
+    if not args.resume and not cfg.get('resume'):
+        advice = '--resume goes on with it; for a new run give another folder with --work-dir'
+        refuse_earlier_results(cfg.work_dir, ('epoch_*.pth', 'iter_*.pth'), advice)
     if args.resume:
         # A job that is always started with --resume has nothing to resume from the first time.
-        found = resume_from or latest_checkpoint(cfg.work_dir) or find_latest_checkpoint(cfg.work_dir)
-        if found:
-            cfg.resume, cfg.load_from = True, found
+        why = 'as given'
+        if not resume_from and (resume_from := latest_checkpoint(cfg.work_dir)):
+            why = f'iteration {stored_iteration(resume_from)}, the last that is saved in {cfg.work_dir}'
+        elif not resume_from and (resume_from := find_latest_checkpoint(cfg.work_dir)):
+            why = f'named by {cfg.work_dir}/last_checkpoint'
+        if resume_from:
+            cfg.resume, cfg.load_from = True, resume_from
+            print(f'resuming from {resume_from}: {why}')
         else:
             print(f'nothing to resume in {cfg.work_dir}: starting from {cfg.get("load_from") or "scratch"}')
     return cfg
@@ -106,7 +115,7 @@ def config_from(args: argparse.Namespace) -> Config:
 
 def train(cfg: Config) -> None:
     """Train; exits with a message where a run cannot go on."""
-    check_writable(cfg.work_dir)
+    check_writable(cfg.work_dir, '--work-dir')
     try:
         runner = Runner.from_cfg(cfg)
         report_batch_size(cfg, runner.world_size)

@@ -60,8 +60,8 @@ def _read_cached(url: str, map_location: object) -> Mapping:
         raise CheckpointError(f'{error}. It was read from {file}; without that it is downloaded') from error
 
 
-def _read_file(path: Path, name: str, map_location: object) -> Mapping:
-    """`read_checkpoint` for a local file that is called `name` in errors."""
+def _read_file(path: Path, name: str, map_location: object, mmap: bool = False) -> Mapping:
+    """`read_checkpoint` for a local file that is called `name` in errors; `mmap`: tensors are read later."""
     if not path.is_file():
         raise CheckpointError(
             f'{path} is {"a folder" if path.is_dir() else "not there"}; give a checkpoint file'
@@ -75,7 +75,7 @@ def _read_file(path: Path, name: str, map_location: object) -> Mapping:
             content = load_file(path)
         else:
             with torch.serialization.safe_globals(_SAFE_GLOBALS):
-                content = torch.load(path, map_location=map_location, weights_only=True)
+                content = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except ModuleNotFoundError as error:
         raise CheckpointError(f'{name} needs `pip install safetensors`') from error
     except Exception as error:  # the readers raise many kinds for a damaged file
@@ -249,12 +249,20 @@ class CheckpointBackend(LocalBackend):
 
 
 def latest_checkpoint(work_dir: str | Path) -> str | None:
-    """The newest checkpoint of a training run that can be read, None if there is none.
+    """The checkpoint of a training run with the most iterations that can be read, None if there is none.
 
-    MMEngine's note `last_checkpoint` can name a file that an interrupted run did not finish or keep.
+    The iterations are those stored in it: copying changes a file's time. Where they are the same, or not
+    stored, the newest file counts. MMEngine's note `last_checkpoint` can name a file that an interrupted run
+    did not finish or keep.
     """
-    saved = [p for p in Path(work_dir).glob('*.pth') if _SAVED_WHILE_TRAINING.fullmatch(p.name)]
-    for path in sorted(saved, key=lambda p: p.stat().st_mtime_ns, reverse=True):
+    found = []
+    for path in Path(work_dir).glob('*.pth'):
+        if _SAVED_WHILE_TRAINING.fullmatch(path.name):
+            try:
+                found.append((stored_iteration(path), path.stat().st_mtime_ns, path))
+            except CheckpointError as error:
+                print_log(f'passing over a damaged checkpoint: {error}', 'current')
+    for *_, path in sorted(found, reverse=True):
         try:
             read_checkpoint(path)
         except CheckpointError as error:
@@ -262,3 +270,13 @@ def latest_checkpoint(work_dir: str | Path) -> str | None:
         else:
             return str(path)
     return None
+
+
+def stored_iteration(path: str | Path) -> int:
+    """The iteration after which a .pth was saved, -1 if it does not say; its tensors are not read.
+
+    Raises:
+        CheckpointError: As `read_checkpoint`, where that shows without the tensors.
+    """
+    meta = _read_file(Path(path), str(path), 'cpu', mmap=True).get('meta')
+    return meta.get('iter', -1) if isinstance(meta, Mapping) else -1

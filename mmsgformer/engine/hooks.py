@@ -146,13 +146,13 @@ class SignificanceVisHook(Hook):
     def _draw(self, runner: Runner, step: int) -> None:
         # These need matplotlib and mmcv, which the backbone alone does not.
         from mmsgformer.visualization.drawing import as_image, draw_strip, seen_part
-        from mmsgformer.visualization.predictions import read_image
+        from mmsgformer.visualization.predictions import loading_step, read_image
 
         model, dataset = _unwrapped(runner), runner.val_loop.dataloader.dataset
         for i in range(min(self.num_images, len(dataset))):
             batch = pseudo_collate([dataset[i]])
             sample = batch['data_samples'][0]
-            image = seen_part(read_image(sample.img_path), sample)
+            image = seen_part(read_image(sample.img_path, loading_step(dataset)), sample)
             figure = draw_strip(image, batch_maps(model, batch), f'iteration {step}')
             runner.visualizer.add_image(f'significance_{i}', as_image(figure), step)
 

@@ -228,8 +228,20 @@ def test_a_checkpoint_that_replaces_itself_stays(tmp_path):
     assert path.read_bytes() == b'new'
 
 
-def test_the_latest_checkpoint_is_the_newest_that_can_be_read(tmp_path):
-    """Not the highest number, which may be an older run's; not a best or a published one."""
+def test_the_latest_checkpoint_has_the_most_iterations(tmp_path):
+    """Whatever the files' times and names say: copying changes both. In a mix of both kinds too."""
+    for age, (name, iteration) in enumerate(
+        [('iter_90.pth', 90), ('epoch_2.pth', 200), ('epoch_10.pth', 100), ('epoch_1.pth', 100)]
+    ):
+        torch.save({**WEIGHTS, 'meta': {'iter': iteration}}, tmp_path / name)
+        os.utime(tmp_path / name, (age, age))
+    assert latest_checkpoint(tmp_path) == str(tmp_path / 'epoch_2.pth')
+    (tmp_path / 'epoch_2.pth').write_bytes((tmp_path / 'epoch_2.pth').read_bytes()[:300])
+    assert latest_checkpoint(tmp_path) == str(tmp_path / 'epoch_1.pth')  # the newer of two
+
+
+def test_without_iterations_the_latest_checkpoint_is_the_newest_that_can_be_read(tmp_path):
+    """Not the highest number; not a best or a published one."""
     assert latest_checkpoint(tmp_path) is None
     names = ('epoch_12.pth', 'epoch_3.pth', 'best_mIoU_iter_40.pth', 'model-12345678.pth', 'epoch_4.pth')
     for age, name in enumerate(names):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from mmsgformer.data.classes import check_classes
+from mmsgformer.data.classes import check_classes, read_categories
 from mmsgformer.data.paths import set_data_root
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
@@ -81,7 +81,7 @@ def repeat(content: dict) -> None:
         (repeat, r"train2017\.json: has categories 'star' twice"),
         (
             lambda c: c.pop('categories'),
-            r'train2017\.json: has no proper lists of images, annotations and categories',
+            r'train2017\.json: has no list of categories with names',
         ),
     ],
 )
@@ -95,7 +95,27 @@ def test_categories_of_an_annotation_file(change, message, data):
 def test_a_byte_order_mark_is_named(data):
     """Training rejects it."""
     (data / TRAIN).write_bytes(b'\xef\xbb\xbf' + (data / TRAIN).read_bytes())
-    assert 'without a BOM' in said(config(DETECTOR, data))
+    assert 'begins with a BOM, which training cannot read' in said(config(DETECTOR, data))
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        '{"info": {"categories": ""}, "categories": [{"name": "a"}, {"name": "b", "skeleton": [[1], [3]]}]}',
+        '{"categories": [{"name": "a", "note": "]"}, {"name": "b"}]}',
+        '{"categories" : [{"name": "a", "x": [1, [2]]}, {"name": "b"}], "images": []}',
+    ],
+)
+def test_the_list_of_categories_is_found(text, tmp_path):
+    """Without parsing the rest; lists within it, and the word somewhere else, are no trouble."""
+    (tmp_path / 'a.json').write_text(text)
+    assert read_categories(str(tmp_path / 'a.json')) == ('a', 'b')
+
+
+@pytest.mark.parametrize('text', ['', '{', '{"categories": [', '{"images": []}', '{"categories": 3}', '[]'])
+def test_a_file_without_categories_is_named(text, tmp_path):
+    (tmp_path / 'a.json').write_text(text)
+    assert isinstance(read_categories(str(tmp_path / 'a.json')), str)
 
 
 def test_ids_in_any_order_and_with_gaps_are_fine(data):
@@ -184,7 +204,7 @@ def test_an_evaluator_that_reads_another_file(shapes):
     other = str(shapes / TRAIN)
     (problem,) = check_classes(config(DETECTOR, shapes, **{'test_evaluator.ann_file': other}))
     assert problem.file == 'test_evaluator.ann_file'
-    assert 'instances_val2017.json; give it the same file' in problem.text
+    assert problem.text.endswith('instances_val2017.json does; give it the same file')
 
 
 def test_an_evaluator_may_read_a_copy(data):

@@ -46,6 +46,21 @@ def test_a_config_that_is_not_there_is_named(run_tool):
     assert 'Traceback' not in result.stderr
 
 
+def test_boxes_without_masks_are_refused(run_tool, shapes, tmp_path):
+    """In one line that says what to set."""
+    cfg = Config.fromfile(FOLDER / CONFIGS[0])
+    cfg.val_dataloader.dataset.pipeline[2].with_mask = False
+    cfg.dump(tmp_path / 'boxes.py')
+    init_default_scope(cfg.default_scope)
+    torch.save({'state_dict': MODELS.build(cfg.model).state_dict()}, tmp_path / 'weights.pth')
+    arguments = (tmp_path / 'boxes.py', tmp_path / 'weights.pth', '--data-root', shapes)
+    result = run_tool('measure_significance.py', *arguments)
+    assert result.returncode == 1
+    assert 'boxes without masks' in result.stderr
+    assert 'with_mask=True' in result.stderr
+    assert 'Traceback' not in result.stderr
+
+
 @pytest.mark.parametrize('value', [0.0, 1.0])
 def test_images_that_show_one_kind_only_are_refused(value, shapes, monkeypatch):
     """No object, or no background: there is nothing to compare."""

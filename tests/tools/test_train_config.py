@@ -1,5 +1,6 @@
 """The config that the arguments of tools/train.py describe, without training."""
 
+import os
 import runpy
 from pathlib import Path
 
@@ -71,10 +72,42 @@ def test_a_checkpoint_to_resume_from(config_from, own, name):
     assert (cfg.resume, cfg.load_from) == (True, name or 'run/epoch_2.pth')
 
 
+@pytest.mark.parametrize(
+    ('names', 'given', 'expected'),
+    [
+        (['epoch_1.pth', 'epoch_2.pth'], [], 'run/epoch_2.pth: iteration 8, the last that is saved in run'),
+        (['epoch_1.pth', 'epoch_2.pth'], ['run/epoch_1.pth'], 'run/epoch_1.pth: as given'),
+        (['last.pth'], [], 'run/last.pth: named by run/last_checkpoint'),
+    ],
+)
+def test_it_says_what_it_resumes_from_and_why(config_from, own, names, given, expected, capsys):
+    """The files' times say the opposite."""
+    Path('run').mkdir()
+    for age, name in enumerate(reversed(names)):
+        torch.save({'meta': {'iter': 8 - 4 * age}}, f'run/{name}')
+        os.utime(f'run/{name}', (age, age))
+    Path('run/last_checkpoint').write_text(f'run/{names[-1]}')
+    config_from(own, '--work-dir', 'run', '--resume', *given)
+    assert f'resuming from {expected}\n' in capsys.readouterr().out
+
+
 def test_a_first_run_with_resume_starts_from_scratch(config_from, own, capsys):
     cfg = config_from(own, '--work-dir', 'run', '--resume')
     assert not cfg.get('resume')
     assert 'nothing to resume in run: starting from scratch' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('name', ['epoch_3.pth', 'iter_40.pth'])
+def test_a_new_run_does_not_mix_with_an_old_one(config_from, own, name):
+    """Its checkpoints would replace some of the old ones and stand beside the others."""
+    Path('run').mkdir()
+    Path('run/20240101.log').touch()
+    Path('run/best_mIoU_iter_40.pth').touch()
+    assert config_from(own, '--work-dir', 'run').work_dir == 'run'
+    torch.save({}, f'run/{name}')
+    with pytest.raises(SystemExit, match=rf'run/{name} is there already.*--resume goes on.*--work-dir'):
+        config_from(own, '--work-dir', 'run')
+    assert config_from(own, '--work-dir', 'run', '--resume').load_from == f'run/{name}'
 
 
 def test_options_reach_the_model_and_the_optimizer(config_from, shapes, monkeypatch):
