@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
@@ -27,7 +26,9 @@ def run_without_padding(
     strides: Sequence[int],
     min_size: int,
 ) -> tuple[Tensor, ...]:
-    """A backbone's maps of every image as if it were alone, in maps of the batch's size that are 0 elsewhere.
+    """A backbone's maps of every image as if it were alone, each continued into its padding.
+
+    Not by zeros: necks and heads look beyond an image's edge too (docs/robustness.md, "Padding").
 
     Args:
         function: Images (B, C, h, w) -> one map (B, C_i, ceil(h / s_i), ceil(w / s_i)) for each stride.
@@ -46,15 +47,17 @@ def run_without_padding(
     place = {image: i for i, image in enumerate(chain(*groups.values()))}
     order = [place[i] for i in range(len(images))]
 
-    def to_one_size(maps: Sequence[Tensor], stride: int) -> Tensor:
-        rows, columns = -(-height // stride), -(-width // stride)
-        padded = [F.pad(m, (0, columns - m.shape[3], 0, rows - m.shape[2])) for m in maps]
-        return torch.cat(padded)[order]
-
     return tuple(
-        to_one_size(maps, stride)
+        torch.cat([continued(m, -(-height // stride), -(-width // stride)) for m in maps])[order]
         for maps, stride in zip(zip(*maps_of_groups, strict=True), strides, strict=True)
     )
+
+
+def continued(maps: Tensor, rows: int, columns: int) -> Tensor:
+    """(B, C, h, w) -> (B, C, rows, columns): the last row and column repeated."""
+    # `F.pad` repeats too, but its backward pass is not deterministic on GPUs.
+    maps = torch.cat([maps, maps[:, :, -1:].expand(-1, -1, rows - maps.shape[2], -1)], dim=2)
+    return torch.cat([maps, maps[..., -1:].expand(-1, -1, -1, columns - maps.shape[3])], dim=3)
 
 
 @functools.cache

@@ -278,9 +278,9 @@ class SGFormer(BaseModule):
         attn_backend: How the attention that makes the significance is computed: 'auto', 'reference',
             'chunked' or 'triton' (`mmsgformer.ops.attention_with_column_means`). Results are the same.
         ignore_padding: Run every image of a padded batch without its padding, so that its maps are those that
-            it has alone; in the padding they are 0. For the backbone of a detector or segmenter, whose
-            data samples say what is padding (`mmsgformer.padding`). Images of different sizes run one after
-            another.
+            it has alone, continued into the padding by their last row and column. For the backbone of a
+            detector or segmenter, whose data samples say what is padding (`mmsgformer.padding`). Images of
+            different sizes run one after another.
         init_cfg: MMEngine's initialisation config. dict(type='Pretrained', checkpoint=PATH) loads what
             `mmsgformer.checkpoint.load_backbone` can: the official files as they are, and the backbone of
             any checkpoint trained here, completely or not at all; `partial=True` takes what fits. Without

@@ -5,8 +5,7 @@
 For every hybrid-scale block, before training (newly initialised weights, seed 0) and after: the mean
 significance of a token on an object divided by that of one on the background, and the share of the tokens
 that the merge keeps finest that lie on objects. Objects are the annotated instances of detection data, or
-every labelled class but "background" of segmentation data. Tokens of windows that the right and bottom edges
-cut are left out: they are significant whatever they show (docs/method.md, "Any input size").
+every labelled class but "background" of segmentation data.
 """
 
 import argparse
@@ -25,7 +24,6 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor, nn
 
-from mmsgformer.attention import WINDOW_SIZE
 from mmsgformer.checkpoint.files import CheckpointError
 from mmsgformer.cli import expanded, read_config
 from mmsgformer.data import DataError
@@ -78,8 +76,6 @@ def measure(model: nn.Module, dataset: BaseDataset, title: str) -> dict[str, Sha
             on = F.adaptive_avg_pool2d(mask[None], values.shape[1:])
             lengths = token_allocation(values, stage)
             finest = (lengths == lengths.min()).float()
-            whole = tuple(side // WINDOW_SIZE * WINDOW_SIZE for side in values.shape[1:])
-            values, on, finest = (t[:, : whole[0], : whole[1]] for t in (values, on, finest))
             parts = [values * on, values * (1 - on), finest * on, finest, on, 1 - on]
             name = f'stage {stage + 1}, block {block + 1}'
             sums[name] = sums.get(name, 0) + torch.stack([part.sum().double() for part in parts])
@@ -87,7 +83,7 @@ def measure(model: nn.Module, dataset: BaseDataset, title: str) -> dict[str, Sha
     for name, values in sums.items():
         on_objects, on_background, finest_on, finest, area, rest = values.tolist()
         if not (area and rest and finest):
-            raise ValueError(f'{name}: no object, no background or no whole window in any image')
+            raise ValueError(f'{name}: no object or no background in any image')
         shares[name] = Share(
             on_objects / area / (on_background / rest), finest_on / finest, area / (area + rest)
         )

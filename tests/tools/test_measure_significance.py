@@ -71,5 +71,5 @@ def test_images_that_show_one_kind_only_are_refused(value, shapes, monkeypatch):
     model = revert_sync_batchnorm(MODELS.build(cfg.model))
     dataset = DATASETS.build({**cfg.val_dataloader.dataset, 'indices': 1})
     monkeypatch.setattr(tool, 'object_mask', lambda *_: torch.full((112, 112), value))
-    with pytest.raises(ValueError, match='no object, no background'):
+    with pytest.raises(ValueError, match='no object or no background'):
         tool.measure(model, dataset, '')
