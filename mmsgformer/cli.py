@@ -1,10 +1,11 @@
 """What the tools share: arguments, and the config they describe."""
 
 import argparse
+import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -168,6 +169,17 @@ def load_config(args: argparse.Namespace, splits: tuple[str, ...], checkpoint: s
     _add_hooks(cfg)
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(args.config).stem)
     return cfg
+
+
+@contextlib.contextmanager
+def unknown_entries_named() -> Iterator[None]:
+    """Exit with a message where the config has an entry that what MMEngine builds from it does not take."""
+    try:
+        yield
+    except TypeError as error:
+        if '__init__() got an unexpected keyword argument' not in str(error):
+            raise
+        raise SystemExit(f'error: {error}. Correct this entry of the config or of --cfg-options') from error
 
 
 def check_writable(folder: str | Path, option: str) -> None:

@@ -7,7 +7,14 @@ from pathlib import Path
 from mmengine.runner import Runner
 
 from mmsgformer.checkpoint.files import CheckpointError
-from mmsgformer.cli import base_parser, check_writable, expanded, load_config, refuse_earlier_results
+from mmsgformer.cli import (
+    base_parser,
+    check_writable,
+    expanded,
+    load_config,
+    refuse_earlier_results,
+    unknown_entries_named,
+)
 
 
 def check_outputs(out: str | None, show_dir: str | None) -> None:
@@ -55,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         metrics = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
         cfg.test_evaluator = [*metrics, dict(type=dump, out_file_path=args.out)]
     try:
-        Runner.from_cfg(cfg).test()
+        with unknown_entries_named():
+            Runner.from_cfg(cfg).test()
     except CheckpointError as error:
         raise SystemExit(f'error: {error}') from error
 

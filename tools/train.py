@@ -9,7 +9,14 @@ from mmengine.device import get_device
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from mmsgformer.checkpoint.files import CheckpointError, latest_checkpoint, stored_iteration
-from mmsgformer.cli import base_parser, check_writable, expanded, load_config, refuse_earlier_results
+from mmsgformer.cli import (
+    base_parser,
+    check_writable,
+    expanded,
+    load_config,
+    refuse_earlier_results,
+    unknown_entries_named,
+)
 from mmsgformer.engine.batch_size import (
     accumulate_to_base,
     check_auto_scale_lr,
@@ -117,9 +124,10 @@ def train(cfg: Config) -> None:
     """Train; exits with a message where a run cannot go on."""
     check_writable(cfg.work_dir, '--work-dir')
     try:
-        runner = Runner.from_cfg(cfg)
-        report_batch_size(cfg, runner.world_size)
-        runner.train()
+        with unknown_entries_named():
+            runner = Runner.from_cfg(cfg)
+            report_batch_size(cfg, runner.world_size)
+            runner.train()
     except (BadNumberError, CheckpointError) as error:
         raise SystemExit(f'error: {error}') from error
     except OSError as error:

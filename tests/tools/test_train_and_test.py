@@ -190,6 +190,25 @@ def test_a_bad_number_ends_a_run_and_nothing_is_lost(run_tool, shapes, tmp_path)
     assert {path.name for path in tmp_path.glob('*.pth')} == {'best_mIoU_iter_9.pth', 'iter_1.pth'}
 
 
+@pytest.mark.parametrize(
+    ('tool', 'option', 'name'),
+    [
+        ('train.py', 'train_cfg.max_iter=3', 'max_iter'),
+        ('test.py', 'model.decode_head.chanels=3', 'chanels'),
+    ],
+)
+def test_an_unknown_entry_is_one_line(run_tool, tool, option, name, shapes, tmp_path):
+    """Of what is built late, too: the loop, when training starts."""
+    (tmp_path / 'weights.pth').touch()
+    checkpoint = [tmp_path / 'weights.pth'] if tool == 'test.py' else []
+    arguments = ['--data-root', shapes, '--work-dir', tmp_path / 'work', '--cfg-options', option]
+    result = run_tool(tool, SEGMENTER, *checkpoint, *arguments)
+    assert result.returncode == 1
+    assert f"unexpected keyword argument '{name}'" in result.stderr
+    assert '--cfg-options' in result.stderr
+    assert 'Traceback' not in result.stderr
+
+
 def test_damaged_images_are_skipped_and_counted(run_tool, shapes, tmp_path):
     """Every fourth one is damaged; the workers count together."""
     data = shutil.copytree(shapes, tmp_path / 'data')
