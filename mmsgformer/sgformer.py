@@ -5,6 +5,7 @@ docs/method.md describes every part and where it comes from.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -79,6 +80,11 @@ def bicubic_matrix(size: int, new_size: int, like: Tensor) -> Tensor:
     return F.interpolate(places, size=(new_size, size), mode='bicubic', align_corners=False)[0, 0]
 
 
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast is on for a tensor's device; the meta device has none."""
+    return x.device.type != 'meta' and torch.is_autocast_enabled(x.device.type)
+
+
 def recompute(function: Callable[..., Tensor], *inputs: Tensor, uses_random: bool = False) -> Tensor:
     """`function(*inputs)`; what lies in between is not kept for the backward pass but computed again.
 
@@ -96,7 +102,7 @@ class ImageConv(nn.Conv2d):
     """
 
     def forward(self, image: Tensor) -> Tensor:
-        if image.dtype != self.weight.dtype and not torch.is_autocast_enabled(image.device.type):
+        if image.dtype != self.weight.dtype and not autocasts(image):
             raise TypeError(
                 f'SGFormer has weights of {self.weight.dtype} here, got images of {image.dtype}; '
                 'convert one of them'
@@ -151,7 +157,7 @@ class DepthwiseConvPlusInput(nn.Conv2d):
         super().__init__(dim, dim, 3, padding=1, groups=dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_autocast_enabled(x.device.type) or torch.finfo(self.weight.dtype).bits < 32:
+        if autocasts(x) or torch.finfo(self.weight.dtype).bits < 32:
             return x + super().forward(x)
         # One convolution with 1 added to the middle of each kernel, which a low precision would round.
         identity = F.pad(self.weight.new_ones(1, 1), (1, 1, 1, 1))
@@ -386,7 +392,7 @@ class SGFormer(BaseModule):
         grid = self.pos_embed.unflatten(1, self.pretrain_grid)[0]
         if (height, width) == self.pretrain_grid:
             return grid[None]
-        with torch.autocast(grid.device.type, enabled=False):
+        with torch.autocast(grid.device.type, enabled=False) if autocasts(grid) else nullcontext():
             grid = grid.to(torch.promote_types(grid.dtype, torch.float32))
             to_rows = bicubic_matrix(self.pretrain_grid[0], height, grid)
             to_columns = bicubic_matrix(self.pretrain_grid[1], width, grid)

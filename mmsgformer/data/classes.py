@@ -104,10 +104,10 @@ def plain_datasets(dataset: ConfigDict, option: str) -> Iterator[tuple[str, Conf
 
 
 def build_unread(config: ConfigDict) -> BaseDataset | None:
-    """A data set that has read nothing, and has no transforms; None if it is not one of MMEngine's kind."""
+    """A data set that has read nothing and has no transforms; None if its type is unknown or not MMEngine's."""
     with DATASETS.switch_scope_and_registry(None) as registry:
         kind = config.type if isinstance(config.type, type) else registry.get(config.type)
-    if kind is not None and not issubclass(kind, BaseDataset):
+    if kind is None or not issubclass(kind, BaseDataset):
         return None
     return DATASETS.build({**config, 'pipeline': [], 'lazy_init': True})
 
