@@ -104,7 +104,7 @@ def plain_datasets(dataset: ConfigDict, option: str) -> Iterator[tuple[str, Conf
 
 
 def build_unread(config: ConfigDict) -> BaseDataset | None:
-    """A data set that has read nothing and has no transforms; None if its type is unknown or not MMEngine's."""
+    """A data set that has read nothing and has no transforms; None if its type is none of MMEngine's."""
     with DATASETS.switch_scope_and_registry(None) as registry:
         kind = config.type if isinstance(config.type, type) else registry.get(config.type)
     if kind is None or not issubclass(kind, BaseDataset):
