@@ -43,13 +43,30 @@ def test_what_it_cannot_read_is_named(run_tool):
         assert 'is neither one of' in result.stderr or 'is not SIZE[:BATCH]' in result.stderr
 
 
-def test_what_does_not_compile_or_fit_is_left_out():
-    """The others are measured, and the table says so."""
+@pytest.fixture(scope='module')
+def benchmark():
+    """The tool as a module."""
     spec = importlib.util.spec_from_file_location(
         'benchmark', Path(__file__).parents[2] / 'tools/benchmark.py'
     )
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(('has_gpu', 'device'), [(True, 'cuda'), (False, 'cpu')])
+def test_a_gpu_is_measured_where_there_is_one(benchmark, has_gpu, device, monkeypatch, tmp_path):
+    """Not the CPU beside it."""
+    measured = []
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: has_gpu)
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'a GPU')
+    monkeypatch.setattr(benchmark, 'measure', lambda arguments: measured.append(arguments.device) or [])
+    benchmark.main([SMALL, '--out', str(tmp_path)])
+    assert measured == [device]
+
+
+def test_what_does_not_compile_or_fit_is_left_out(benchmark):
+    """The others are measured, and the table says so."""
 
     def fail(error: Exception) -> None:
         raise error
