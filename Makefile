@@ -1,13 +1,16 @@
 # Two commands do it all: `make demo` and `make test`. Each sets up .venv first if it is not there.
 PYTHON_BIN := .venv/bin/python
+# Two workers of one thread each (tests/conftest.py); the one that is done first takes over from the other.
+PYTEST := $(PYTHON_BIN) -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: help setup demo test lint
+.PHONY: help setup demo test test-slow lint
 
 help:
-	@echo "make demo   train a tiny SG-Former detector and segmenter on synthetic shapes, with pictures"
-	@echo "make test   run the test suite"
-	@echo "make lint   check style with ruff"
-	@echo "make setup  set up .venv only"
+	@echo "make demo       train a tiny SG-Former detector and segmenter on synthetic shapes, with pictures"
+	@echo "make test       run the test suite, on 2 cores"
+	@echo "make test-slow  run the tests that it leaves out: full sizes, many repetitions; once a day in CI"
+	@echo "make lint       check style with ruff"
+	@echo "make setup      set up .venv only"
 
 setup:
 	@bash tools/setup_venv.sh
@@ -16,7 +19,10 @@ demo: setup
 	@$(PYTHON_BIN) tools/demo.py
 
 test: setup
-	@$(PYTHON_BIN) -m pytest
+	@$(PYTEST)
+
+test-slow: setup
+	@$(PYTEST) -m slow
 
 lint: setup
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check .

@@ -14,13 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmsgformer.ops import (
-    Linear,
-    attention_with_column_means,
-    dot_product_attention,
-    linear,
-    merge_tokens,
-)
+from mmsgformer.ops import Linear, attention_with_column_means, dot_product_attention, sorted_runs
 
 WINDOW_SIZE = 7
 
@@ -46,15 +40,11 @@ def pad_to_multiple(x: Tensor, size: int) -> Tensor:
     return F.pad(x, (0, 0, 0, -width % size, 0, -height % size))
 
 
-def to_patches(x: Tensor, size: int) -> Tensor:
-    """(B, H, W, C) with H and W multiples of `size` -> (B, H / size, W / size, size * size * C)."""
-    x = x.unflatten(2, (-1, size)).unflatten(1, (-1, size))  # (B, rows, size, columns, size, C)
-    return x.transpose(2, 3).flatten(3)
-
-
 def to_windows(x: Tensor, size: int) -> Tensor:
     """(B, H, W, C) with H and W multiples of `size` -> (B * windows, size * size, C)."""
-    return to_patches(x, size).unflatten(-1, (size * size, -1)).flatten(0, 2)
+    B, H, W, C = x.shape
+    x = x.reshape(B, H // size, size, W // size, size, C).transpose(2, 3)  # (B, rows, columns, size, size, C)
+    return x.reshape(-1, size * size, C)
 
 
 def from_windows(windows: Tensor, size: int, height: int, width: int) -> Tensor:
@@ -95,8 +85,7 @@ class Attention(nn.Module):
 
     def project(self, attended: Tensor, x: Tensor) -> Tensor:
         """Attended tokens (B, H, W, C) and the attention's input of the same shape -> the output."""
-        # In the memory of a convolution's output, which nothing else needs.
-        return self.proj_drop(self.proj(self.lepe(x).add_(attended)))
+        return self.proj_drop(self.proj(attended + self.lepe(x)))
 
 
 class HybridScaleAttention(Attention):
@@ -136,35 +125,47 @@ class HybridScaleAttention(Attention):
 
     def _attend_globally(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """All tokens attend to the reduced map: output (B, H, W, C/2), attention received (B, H, W)."""
-        height, width = x.shape[1:3]
-        # A convolution whose stride is its kernel: a linear layer on patches.
-        patches = to_patches(pad_to_multiple(x, self.reduction), self.reduction)
-        reduced = linear(patches, self.reduce.weight.permute(0, 2, 3, 1).flatten(1), self.reduce.bias)
+        B, H, W, C = x.shape
+        r, heads = self.reduction, self.num_heads // 2
+        reduced = conv_channels_last(self.reduce, pad_to_multiple(x, r))  # (B, rows, columns, C)
         reduced = F.gelu(self.reduce_norm(reduced))
         rows, columns = reduced.shape[1:3]
-        heads = self.num_heads // 2
-        q = split_heads(self.global_q(x).flatten(1, 2), heads)
-        k, v = (split_heads(t, heads) for t in self.global_kv(reduced).flatten(1, 2).chunk(2, dim=-1))
+        q = split_heads(self.global_q(x).flatten(1, 2), heads)  # (B, heads, H * W, d)
+        kv = self.global_kv(reduced).flatten(1, 2)  # (B, rows * columns, C)
+        k, v = (split_heads(t, heads) for t in kv.chunk(2, dim=-1))  # (B, heads, rows * columns, d)
         out, means = attention_with_column_means(q, k, v, None, self.dropout_p, self.backend)
         # Every token has the attention that its cell of the reduced map receives.
-        ratio = self.reduction
-        means = means.view(-1, rows, 1, columns, 1).expand(-1, -1, ratio, -1, ratio)
-        means = means.reshape(-1, rows * ratio, columns * ratio)[:, :height, :width]
-        return join_heads(out).unflatten(1, (height, width)), means
+        means = means.view(B, rows, 1, columns, 1).expand(B, rows, r, columns, r)
+        means = means.reshape(B, rows * r, columns * r)[:, :H, :W]
+        return join_heads(out).view(B, H, W, C // 2), means
 
     def _attend_locally(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Tokens attend within 7x7 windows: output (B, H, W, C/2), attention received (B, H, W)."""
-        height, width = x.shape[1:3]
-        qkv = to_windows(pad_to_multiple(self.local_qkv(x), WINDOW_SIZE), WINDOW_SIZE)
+        B, H, W, _ = x.shape
+        qkv = to_windows(pad_to_multiple(self.local_qkv(x), WINDOW_SIZE), WINDOW_SIZE)  # (windows, 49, 3C/2)
         q, k, v = (split_heads(t, self.num_heads // 2) for t in qkv.chunk(3, dim=-1))
-        valid = None
-        if height % WINDOW_SIZE or width % WINDOW_SIZE:
-            valid = pad_to_multiple(x.new_ones(1, height, width, 1, dtype=torch.bool), WINDOW_SIZE)
-            valid = to_windows(valid.expand(len(x), -1, -1, -1), WINDOW_SIZE).squeeze(-1)
+        valid = None  # (windows, 49), where windows are cut by the border
+        if H % WINDOW_SIZE or W % WINDOW_SIZE:
+            valid = pad_to_multiple(x.new_ones(1, H, W, 1, dtype=torch.bool), WINDOW_SIZE)
+            valid = to_windows(valid.expand(B, -1, -1, -1), WINDOW_SIZE).squeeze(-1)
+        # A cut window's means are over 49 queries too: its padding pays no attention.
         out, means = attention_with_column_means(q, k, v, valid, self.dropout_p, self.backend)
-        out = from_windows(join_heads(out), WINDOW_SIZE, height, width)
-        means = from_windows(means.unsqueeze(-1), WINDOW_SIZE, height, width)
+        out = from_windows(join_heads(out), WINDOW_SIZE, H, W)  # (B, H, W, C/2)
+        means = from_windows(means.unsqueeze(-1), WINDOW_SIZE, H, W)
         return out, means.squeeze(-1)
+
+
+class RunMerge(nn.Linear):
+    """Runs of g tokens become one token each: (B, M, g, C) -> (B, M, C).
+
+    A weighted sum with one weight per place in the run, and a bias, the same for all channels.
+    """
+
+    def __init__(self, run_length: int) -> None:
+        super().__init__(run_length, 1)
+
+    def forward(self, runs: Tensor) -> Tensor:
+        return self.weight[0] @ runs + self.bias
 
 
 class SelfGuidedAttention(Attention):
@@ -189,20 +190,16 @@ class SelfGuidedAttention(Attention):
     ) -> None:
         super().__init__(dim, num_heads, attn_drop, proj_drop)
         self.q = Linear(dim, dim)
-        self.merge = nn.ModuleList(nn.Linear(length, 1) for length in run_lengths)
+        self.merge = nn.ModuleList(RunMerge(length) for length in run_lengths)
         self.kv = Linear(dim, 2 * dim)
 
     def forward(self, x: Tensor, significance: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, H, W, C) and significance (B, H, W) -> output (B, H, W, C) and the same significance."""
-        tokens = x.flatten(1, 2)
-        merged = merge_tokens(
-            tokens,
-            significance.flatten(1),
-            [merge.weight[0] for merge in self.merge],
-            [merge.bias for merge in self.merge],
-        )
-        q = split_heads(self.q(tokens), self.num_heads)
-        k, v = (split_heads(t, self.num_heads) for t in self.kv(merged).chunk(2, dim=-1))
+        tokens = x.flatten(1, 2)  # (B, N, C)
+        parts = sorted_runs(tokens, significance.flatten(1), [merge.in_features for merge in self.merge])
+        merged = torch.cat([merge(runs) for merge, runs in zip(self.merge, parts, strict=True)], dim=1)
+        q = split_heads(self.q(tokens), self.num_heads)  # (B, heads, N, d)
+        k, v = (split_heads(t, self.num_heads) for t in self.kv(merged).chunk(2, dim=-1))  # (B, heads, M, d)
         out = dot_product_attention(q, k, v, self.dropout_p)
         return self.project(join_heads(out).view_as(x), x), significance
 

@@ -2,13 +2,18 @@
 
 import argparse
 import os
+import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from mmengine.config import Config, DictAction
 
+from mmsgformer.data.classes import require_agreement
+from mmsgformer.data.errors import DataError
 from mmsgformer.data.paths import check_dataset_paths, set_data_root
+from mmsgformer.engine.custom_imports import import_mmsgformer
 from mmsgformer.engine.distributed import prepare_cpu_distributed
 
 # torch's own switch: no library that a tool uses can read a file in a way that runs code from it.
@@ -16,16 +21,45 @@ os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
 os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
 
 
+def expanded(path: str) -> str:
+    """A path with `~` and `$VARIABLES` replaced, which a shell leaves as they are in --data-root=~/coco."""
+    return os.path.expanduser(os.path.expandvars(path))
+
+
+def expanded_path(path: str) -> Path:
+    """`expanded`, as a Path."""
+    return Path(expanded(path))
+
+
+class _OptionsAction(DictAction):
+    """MMEngine's KEY=VALUE arguments; what has another form is named."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: list[str], *rest: object
+    ) -> None:
+        for value in values:
+            if not re.match('[^=]+=', value):
+                raise argparse.ArgumentError(self, f'{value!r} is not of the form key=value')
+        try:
+            super().__call__(parser, namespace, values, *rest)
+        except AssertionError as error:
+            raise argparse.ArgumentError(self, str(error)) from error
+
+
 def base_parser(description: str) -> argparse.ArgumentParser:
     """A parser with the arguments of tools/train.py and tools/test.py."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument('config', help='config file')
-    parser.add_argument('--work-dir', help='folder for logs and checkpoints (default: work_dirs/CONFIG_NAME)')
-    parser.add_argument('--data-root', help="folder of the data set, instead of the config's data_root")
+    parser.add_argument('config', type=expanded, help='config file')
+    parser.add_argument(
+        '--work-dir', type=expanded, help='folder for logs and checkpoints (default: work_dirs/CONFIG_NAME)'
+    )
+    parser.add_argument(
+        '--data-root', type=expanded, help="folder of the data set, instead of the config's data_root"
+    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=_OptionsAction,
         default={},
         help='override entries of the config: key=value pairs, nested keys with dots, lists as key="[a,b]"',
     )
@@ -35,16 +69,42 @@ def base_parser(description: str) -> argparse.ArgumentParser:
     return parser
 
 
+class _PredictorParser(argparse.ArgumentParser):
+    """Takes `--config C --checkpoint K` instead of the first two positional arguments too, as before."""
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> argparse.Namespace:
+        options = argparse.ArgumentParser(self.prog, self.usage, add_help=False, allow_abbrev=False)
+        options.add_argument('--config')
+        options.add_argument('--checkpoint')
+        given, rest = options.parse_known_args(args)
+        if (given.config is None) != (given.checkpoint is None):
+            self.error('give the config and the checkpoint as the first two arguments, or both as options')
+        if given.config is not None:
+            rest = [given.config, given.checkpoint, *rest]
+        return super().parse_args(rest, namespace)
+
+
 def predictor_parser(description: str) -> argparse.ArgumentParser:
     """A parser with the arguments that every tool takes which runs a trained model on a user's images."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = _PredictorParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('config', type=expanded, help='config file')
+    parser.add_argument('checkpoint', type=expanded, help='checkpoint of the whole model')
+    parser.add_argument(
+        '--out-dir', type=expanded_path, required=True, help='folder to write to; made if needed'
     )
-    parser.add_argument('--config', required=True, help='config file')
-    parser.add_argument('--checkpoint', required=True, help='checkpoint of the whole model')
-    parser.add_argument('--out-dir', type=Path, required=True, help='folder to write to; made if needed')
-    parser.add_argument('--device', help='cpu, cuda:0, ... (default: the accelerator if there is one)')
+    parser.add_argument(
+        '--device', type=_device, help='cpu, cuda:0, ... (default: the accelerator if there is one)'
+    )
     return parser
+
+
+def _device(name: str) -> str:
+    """The name of a device that is there."""
+    try:
+        torch.empty(0, device=name)
+    except (AssertionError, RuntimeError) as error:
+        raise argparse.ArgumentTypeError(f'{name!r} cannot be used: {str(error).splitlines()[0]}') from error
+    return name
 
 
 def read_config(
@@ -58,11 +118,27 @@ def read_config(
         cfg = Config.fromfile(config)
         if data_root:
             set_data_root(cfg, data_root)
-        cfg.merge_from_dict(options or {})
+        _merge(cfg, options or {})
         check_dataset_paths(cfg, splits)
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f'error: {error}') from error
+    for loader in filter(None, (cfg.get(f'{split}_dataloader') for split in ('train', 'val', 'test'))):
+        if loader.get('num_workers') == 0:  # torch refuses what would be for workers
+            loader.persistent_workers = False
+            loader.pop('prefetch_factor', None)
     return cfg
+
+
+def _merge(cfg: Config, options: Mapping) -> None:
+    """Merge --cfg-options into a config, in place.
+
+    Raises:
+        ValueError: One does not fit what is there, as an entry of a number or of None.
+    """
+    try:
+        cfg.merge_from_dict(dict(options))
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise ValueError(f'--cfg-options: {" ".join(str(error).split())}') from error
 
 
 def load_config(args: argparse.Namespace, splits: tuple[str, ...], checkpoint: str | None = None) -> Config:
@@ -74,7 +150,7 @@ def load_config(args: argparse.Namespace, splits: tuple[str, ...], checkpoint: s
         checkpoint: A checkpoint that will be read, None for none.
 
     Exits with a message that names the path and the option if the config, its data or the checkpoint does
-    not exist.
+    not exist, or if the classes that they name are not the same.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = read_config(args.config, splits, args.data_root, args.cfg_options)
@@ -85,27 +161,41 @@ def load_config(args: argparse.Namespace, splits: tuple[str, ...], checkpoint: s
         prepare_cpu_distributed(cfg)
     except ValueError as error:
         raise SystemExit(f'error: {error}') from error
-    _protect_checkpoints(cfg)
+    try:
+        require_agreement(cfg)
+    except DataError as error:
+        raise SystemExit(f'error: {error}') from error
+    _add_hooks(cfg)
     cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(args.config).stem)
     return cfg
 
 
-def check_writable(work_dir: str) -> None:
-    """Make the folder, and exit with a message if it cannot be written to."""
+def check_writable(folder: str | Path, option: str) -> None:
+    """Make the folder that an option names, and exit with a message if it cannot be written to."""
     try:
-        Path(work_dir).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=work_dir) as file:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(4096))
     except OSError as error:
         raise SystemExit(
-            f'error: {work_dir} cannot be written to: {error}. Give another folder with --work-dir'
+            f'error: {folder} cannot be written to: {error}. Give another place with {option}'
         ) from error
 
 
-def _protect_checkpoints(cfg: Config) -> None:
-    """Give a config, in place, what our own have: strict and safe loading, saving that loses nothing good."""
+def refuse_earlier_results(folder: str | Path, patterns: Sequence[str], advice: str) -> None:
+    """Exit with a message if files in the folder, named by glob patterns, are there from an earlier run."""
+    for found in (path for pattern in patterns for path in sorted(Path(folder).glob(pattern))):
+        raise SystemExit(f'error: {found} is there already, from an earlier run: {advice}')
+
+
+def _add_hooks(cfg: Config) -> None:
+    """Add to a config, in place, what ours have: strict and safe loading, and saving that loses nothing."""
     hooks = dict(cfg.get('default_hooks') or {})
-    own = {'checkpoint_load': 'CheckpointLoadHook', 'bad_number': 'BadNumberHook'}
+    own = {
+        'checkpoint_load': 'CheckpointLoadHook',
+        'bad_number': 'BadNumberHook',
+        'resume_report': 'ResumeReportHook',
+    }
     for name, kind in own.items():
         if hooks.setdefault(name, {}) is None:  # switched off; MMEngine takes None for its own hooks only
             del hooks[name]
@@ -118,3 +208,4 @@ def _protect_checkpoints(cfg: Config) -> None:
         if saving['type'] == 'CheckpointHook' and local:
             saving.setdefault('backend_args', dict(backend='checkpoints'))
     cfg.default_hooks = hooks
+    import_mmsgformer(cfg)

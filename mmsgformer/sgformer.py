@@ -18,10 +18,12 @@ from mmsgformer.attention import (
     FullAttention,
     HybridScaleAttention,
     SelfGuidedAttention,
+    conv_channels_last,
 )
 from mmsgformer.checkpoint.load import load_backbone
-from mmsgformer.ops import Linear, linear
+from mmsgformer.ops import Linear
 from mmsgformer.ops.attention import check_backend
+from mmsgformer.padding import run_without_padding, tell_image_sizes
 
 STRIDES = (4, 8, 16, 32)
 # Merge ratio r of the hybrid-scale blocks and run lengths g of the self-guided blocks, stages 1-3.
@@ -40,6 +42,20 @@ def drop_path(x: Tensor, probability: float, training: bool) -> Tensor:
     return x * (mask.to(x.dtype) / keep)
 
 
+class DropPath(nn.Module):
+    """`drop_path` in training."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, x: Tensor) -> Tensor:
+        return drop_path(x, self.probability, self.training)
+
+    def extra_repr(self) -> str:
+        return f'{self.probability:.3g}'
+
+
 def sincos_position_embedding(height: int, width: int, dim: int) -> Tensor:
     """2-D sin-cos embedding, (1, height * width, dim): half the channels from x, the other half from y."""
     half = dim // 2
@@ -53,6 +69,16 @@ def sincos_position_embedding(height: int, width: int, dim: int) -> Tensor:
     return torch.cat([encode(x), encode(y)], dim=1).float().unsqueeze(0)
 
 
+def bicubic_matrix(size: int, new_size: int, like: Tensor) -> Tensor:
+    """The matrix (new_size, size) that resizes one side of a map as `interpolate(mode='bicubic')` does.
+
+    Of the type and device of `like`. Unlike the gradient of that function, on a GPU a product's can be
+    deterministic.
+    """
+    places = torch.eye(size, dtype=like.dtype, device=like.device)[None, None]
+    return F.interpolate(places, size=(new_size, size), mode='bicubic', align_corners=False)[0, 0]
+
+
 def recompute(function: Callable[..., Tensor], *inputs: Tensor, uses_random: bool = False) -> Tensor:
     """`function(*inputs)`; what lies in between is not kept for the backward pass but computed again.
 
@@ -63,14 +89,19 @@ def recompute(function: Callable[..., Tensor], *inputs: Tensor, uses_random: boo
     return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=uses_random)
 
 
-def gelu(x: Tensor) -> Tensor:
-    """GELU (the exact one) of a temporary tensor, which is overwritten where no gradient needs it."""
-    return F.gelu(x) if x.requires_grad else torch.ops.aten.gelu_(x)
+class ImageConv(nn.Conv2d):
+    """The convolution that meets the image, and says so if that is of another type than its weight.
 
+    Here rather than in the backbone: wrappers cast weights and inputs just before a module runs.
+    """
 
-def add(temporary: Tensor, x: Tensor) -> Tensor:
-    """Their sum, in the memory of the first unless that is less precise: fresh memory costs time."""
-    return temporary.add_(x) if temporary.dtype == x.dtype else temporary + x
+    def forward(self, image: Tensor) -> Tensor:
+        if image.dtype != self.weight.dtype and not torch.is_autocast_enabled(image.device.type):
+            raise TypeError(
+                f'SGFormer has weights of {self.weight.dtype} here, got images of {image.dtype}; '
+                'convert one of them'
+            )
+        return super().forward(image)
 
 
 class Stem(nn.Module):
@@ -78,7 +109,7 @@ class Stem(nn.Module):
 
     def __init__(self, in_channels: int, dim: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, dim, 3, stride=2, padding=1, bias=False)
+        self.conv1 = ImageConv(in_channels, dim, 3, stride=2, padding=1, bias=False)
         self.norm1 = nn.GroupNorm(1, dim)
         self.conv2 = nn.Conv2d(dim, dim, 3, padding=1, bias=False)
         self.norm2 = nn.GroupNorm(1, dim)
@@ -88,8 +119,8 @@ class Stem(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.conv1(image.contiguous(memory_format=torch.channels_last))
-        x = recompute(lambda x: self.conv2(gelu(self.norm1(x))), x)
-        x = recompute(lambda x: self.conv3(gelu(self.norm2(x))), x)
+        x = recompute(lambda x: self.conv2(F.gelu(self.norm1(x))), x)
+        x = recompute(lambda x: self.conv3(F.gelu(self.norm2(x))), x)
         x = self.norm3(x)
         return self.norm(x.permute(0, 2, 3, 1))
 
@@ -107,12 +138,24 @@ class Downsample(nn.Module):
         self.norm3 = nn.GroupNorm(1, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = linear(x, self.conv1.weight.flatten(1)).permute(0, 3, 1, 2)
-        x = recompute(lambda x: self.conv2(gelu(self.norm1(x))), x)
-        x = recompute(
-            lambda x: linear(gelu(self.norm2(x)).permute(0, 2, 3, 1), self.conv3.weight.flatten(1)), x
-        )
-        return self.norm3(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x = self.conv1(x.permute(0, 3, 1, 2))
+        x = recompute(lambda x: self.conv2(F.gelu(self.norm1(x))), x)
+        x = recompute(lambda x: self.conv3(F.gelu(self.norm2(x))), x)
+        return self.norm3(x).permute(0, 2, 3, 1)
+
+
+class DepthwiseConvPlusInput(nn.Conv2d):
+    """x + depthwise 3x3 convolution of x, (B, C, H, W) -> same."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, dim, 3, padding=1, groups=dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_autocast_enabled(x.device.type) or torch.finfo(self.weight.dtype).bits < 32:
+            return x + super().forward(x)
+        # One convolution with 1 added to the middle of each kernel, which a low precision would round.
+        identity = F.pad(self.weight.new_ones(1, 1), (1, 1, 1, 1))
+        return F.conv2d(x, self.weight + identity, self.bias, padding=1, groups=self.groups)
 
 
 class FFN(nn.Module):
@@ -122,16 +165,13 @@ class FFN(nn.Module):
         super().__init__()
         hidden = MLP_RATIO * dim
         self.fc1 = Linear(dim, hidden)
-        self.conv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
-        self.register_buffer('identity', F.pad(torch.ones(1, 1), (1, 1, 1, 1)), persistent=False)
+        self.conv = DepthwiseConvPlusInput(hidden)
         self.fc2 = Linear(hidden, dim)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.fc1(x).permute(0, 3, 1, 2)
-        # h + conv(h) as one convolution.
-        h = F.conv2d(h, self.conv.weight + self.identity, self.conv.bias, padding=1, groups=h.shape[1])
-        h = self.drop(gelu(h.permute(0, 2, 3, 1)))
+        h = conv_channels_last(self.conv, self.fc1(x))  # (B, H, W, 4C)
+        h = self.drop(F.gelu(h))
         return self.drop(self.fc2(h))
 
 
@@ -151,16 +191,16 @@ class Block(nn.Module):
         self.attn = attention
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.ffn = FFN(dim, drop)
-        self.drop_path_rate = drop_path_rate
+        self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: Tensor, significance: Tensor | None) -> tuple[Tensor, Tensor | None]:
         attended, significance = self.attn(self.norm1(x), significance)
-        x = add(drop_path(attended, self.drop_path_rate, self.training), x)
+        x = x + self.drop_path(attended)
         if self.recompute_ffn:
             fed = recompute(self._feed_forward, x, uses_random=self.ffn.drop.p > 0)
         else:
             fed = self._feed_forward(x)
-        return add(drop_path(fed, self.drop_path_rate, self.training), x), significance
+        return x + self.drop_path(fed), significance
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         return self.ffn(self.norm2(x))
@@ -237,6 +277,10 @@ class SGFormer(BaseModule):
         with_cp: Gradient checkpointing of every block: less memory, a second forward in the backward.
         attn_backend: How the attention that makes the significance is computed: 'auto', 'reference',
             'chunked' or 'triton' (`mmsgformer.ops.attention_with_column_means`). Results are the same.
+        ignore_padding: Run every image of a padded batch without its padding, so that its maps are those that
+            it has alone; in the padding they are 0. For the backbone of a detector or segmenter, whose
+            data samples say what is padding (`mmsgformer.padding`). Images of different sizes run one after
+            another.
         init_cfg: MMEngine's initialisation config. dict(type='Pretrained', checkpoint=PATH) loads what
             `mmsgformer.checkpoint.load_backbone` can: the official files as they are, and the backbone of
             any checkpoint trained here, completely or not at all; `partial=True` takes what fits. Without
@@ -260,6 +304,7 @@ class SGFormer(BaseModule):
         norm_eval: bool = False,
         with_cp: bool = False,
         attn_backend: str = 'auto',
+        ignore_padding: bool = False,
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
@@ -276,13 +321,18 @@ class SGFormer(BaseModule):
             if not isinstance(rate, (int, float)) or not 0.0 <= rate < 1.0:
                 raise ValueError(f'{name}_rate must be in [0, 1), got {rate!r}')
         check_backend(attn_backend)
+        self.ignore_padding = ignore_padding
+        self.image_sizes: dict[torch.Size, list[tuple[int, int]]] = {}
+        if ignore_padding:
+            tell_image_sizes()
 
         self.pretrain_grid = tuple(-(-side // STRIDES[0]) for side in _check_image_size(pretrain_img_size))
         self.stem = Stem(in_channels, self.embed_dims[0])
         self.pos_embed = nn.Parameter(sincos_position_embedding(*self.pretrain_grid, self.embed_dims[0]))
         self.pos_drop = nn.Dropout(drop_rate)
 
-        rates = torch.linspace(0, drop_path_rate, sum(self.depths), dtype=torch.float64).tolist()
+        num_blocks = sum(self.depths)
+        rates = [drop_path_rate * i / (num_blocks - 1) for i in range(num_blocks)]
         self.stages = nn.ModuleList(
             Stage(
                 index=i,
@@ -311,13 +361,16 @@ class SGFormer(BaseModule):
             )
         if not x.is_floating_point():
             raise TypeError(f'SGFormer takes normalised floating-point images, got {x.dtype}')
-        weights = next(self.stem.parameters()).dtype
-        if x.dtype != weights and not torch.is_autocast_enabled(x.device.type):
-            raise TypeError(
-                f'SGFormer has weights of {weights} here, got images of {x.dtype}; convert one of them'
-            )
+        sizes = self.image_sizes.get(x.shape) if self.ignore_padding else None
+        if sizes is None:
+            return self._run(x)
+        strides = [STRIDES[i] for i in self.out_indices]
+        return run_without_padding(self._run, x, sizes, strides, MIN_SIZE)
+
+    def _run(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What `forward` gives for a batch, padding included."""
         x = self.stem(x)
-        x = self.pos_drop(add(x, self._position_embedding(*x.shape[1:3]).to(x.dtype)))
+        x = self.pos_drop(x + self._position_embedding(*x.shape[1:3]).to(x.dtype))
         outs = {}
         for i, stage in enumerate(self.stages):
             if i > max(self.out_indices):
@@ -330,13 +383,15 @@ class SGFormer(BaseModule):
 
     def _position_embedding(self, height: int, width: int) -> Tensor:
         """The position embedding for a map of this size, (1, height, width, C)."""
-        grid = self.pos_embed.unflatten(1, self.pretrain_grid)
+        grid = self.pos_embed.unflatten(1, self.pretrain_grid)[0]
         if (height, width) == self.pretrain_grid:
-            return grid
-        grid = F.interpolate(
-            grid.permute(0, 3, 1, 2), size=(height, width), mode='bicubic', align_corners=False
-        )
-        return grid.permute(0, 2, 3, 1)
+            return grid[None]
+        with torch.autocast(grid.device.type, enabled=False):
+            grid = grid.to(torch.promote_types(grid.dtype, torch.float32))
+            to_rows = bicubic_matrix(self.pretrain_grid[0], height, grid)
+            to_columns = bicubic_matrix(self.pretrain_grid[1], width, grid)
+            grid = torch.tensordot(to_rows, grid, dims=1)  # (height, grid columns, C)
+            return (to_columns @ grid)[None]
 
     def init_weights(self) -> None:
         """Load the checkpoint that `init_cfg` names, or leave the weights as they were drawn.

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,20 @@ import torch
 from torch import Tensor
 
 ROOT = Path(__file__).parents[1]
+# One thread for each of pytest's workers, and for the processes that they start.
+os.environ['OMP_NUM_THREADS'] = '1'
+torch.set_num_threads(1)
 if os.environ.get('MMSGFORMER_TEST_DEVICE', 'cpu') == 'cpu':
     os.environ['TRITON_INTERPRET'] = '1'  # Triton reads it when it is imported
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The first line of every error, whole: the summary that follows cuts it to 80 columns in a log."""
+    for report in terminalreporter.getreports('failed') + terminalreporter.getreports('error'):
+        crash = getattr(report.longrepr, 'reprcrash', None)
+        if crash is not None:
+            reason = crash.message.partition('\n')[0]
+            terminalreporter.write_line(f'{report.nodeid}: {reason}')
 
 
 def draw(name: str, shape: Sequence[int]) -> Tensor:
@@ -36,6 +48,14 @@ def draw(name: str, shape: Sequence[int]) -> Tensor:
     else:
         n = n / np.sqrt(np.prod(shape[1:]))
     return torch.from_numpy(n)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def plain_configs() -> Iterator[None]:
+    """Runs write their configs without the formatting that takes half the time of a short run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda text, **_: (text, True))
+        yield
 
 
 @pytest.fixture(scope='session')
@@ -66,12 +86,20 @@ def photos() -> Path:
 
 
 @pytest.fixture(scope='session')
-def run_tool():
-    """Run a script of tools/ as a user would, from the checkout; its output is captured, not judged."""
+def run_tool() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a script of tools/ from the checkout, in this process; what it prints is captured, not judged."""
+    from tool_calls import call_tool  # imports MMEngine, which not every test needs
 
-    def run(name: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-        program = ['bash'] if name.endswith('.sh') else [sys.executable]
-        command = [*program, f'tools/{name}', *map(str, arguments)]
+    return call_tool
+
+
+@pytest.fixture(scope='session')
+def run_in_a_process() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a script of tools/ where a process of its own is what matters: launchers, imports."""
+
+    def run(script: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+        program = ['bash'] if script.endswith('.sh') else [sys.executable]
+        command = [*program, f'tools/{script}', *map(str, arguments)]
         env = {**os.environ, 'PYTHON': sys.executable, **environment}
         return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=600)
 

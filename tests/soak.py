@@ -12,6 +12,7 @@ Each prints what it found, and exits with an error if it is not what it should b
 
 import argparse
 import contextlib
+import itertools
 import os
 import random
 import signal
@@ -22,10 +23,11 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-import test_exact_resume as exact
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from engine import test_exact_resume as exact  # beside this file
+from fuzz import TINY, fuzz
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.hooks import Hook
@@ -42,7 +44,6 @@ from mmsgformer.checkpoint.files import latest_checkpoint, read_checkpoint
 from mmsgformer.data.paths import set_data_root
 
 ROOT = Path(__file__).parents[1]
-TINY = dict(embed_dims=(32, 64, 128, 256), depths=(2, 2, 4, 1), num_heads=(2, 4, 8, 16))
 
 
 def fork(function, *arguments: object, log: Path | None = None) -> int:
@@ -210,78 +211,6 @@ def saves(args: argparse.Namespace) -> None:
     print(f'{args.kills} kills in a save, {in_a_write} of them while the file was written; nothing was lost')
 
 
-def fuzz(args: argparse.Namespace) -> None:
-    """Random inputs of the backbone: right outputs, or a TypeError or ValueError that says what is wrong."""
-    torch.manual_seed(0)
-    models = [SGFormer(arch=TINY).eval(), SGFormer(arch=TINY, with_cp=True, drop_path_rate=0.5).train()]
-    outcomes: dict[str, int] = {}
-    for number in range(args.inputs):
-        x, model = random_input(np.random.default_rng([args.seed, number])), models[number % 2]
-        try:
-            with torch.set_grad_enabled(model.training):
-                outs = model(x)
-            expected = [
-                (len(x), channels, -(-x.shape[2] // stride), -(-x.shape[3] // stride))
-                for channels, stride in zip(TINY['embed_dims'], (4, 8, 16, 32), strict=True)
-            ]
-            if [tuple(out.shape) for out in outs] != expected:
-                raise SystemExit(f'input {number}, {tuple(x.shape)}: maps {[tuple(o.shape) for o in outs]}')
-            outcome = 'maps'
-            if model.training and len(x):
-                sum(out.float().sum() for out in outs).backward()
-        except (TypeError, ValueError) as error:
-            if 'SGFormer' not in str(error):
-                raise SystemExit(f'input {number}: unclear error {error!r}') from error
-            outcome = type(error).__name__
-        except Exception as error:
-            raise SystemExit(f'input {number}, {describe(x)}: {error!r}') from error
-        outcomes[outcome] = outcomes.get(outcome, 0) + 1
-    print(f'{args.inputs} inputs: {", ".join(f"{count} {name}" for name, count in sorted(outcomes.items()))}')
-
-
-def describe(x: object) -> str:
-    """What an input is."""
-    return f'{x.dtype} {tuple(x.shape)} strides {x.stride()}' if torch.is_tensor(x) else repr(x)[:80]
-
-
-def random_input(rng: np.random.Generator) -> object:
-    """Mostly images of any size, layout and values; some that are none."""
-    kind = rng.choice(['image', 'image', 'image', 'image', 'dtype', 'rank', 'channels', 'small', 'no tensor'])
-    side = lambda low: int(rng.choice([rng.integers(low, 150), rng.integers(low, 60), low, 32, 33]))  # noqa: E731
-    shape = [int(rng.integers(0, 3)), 3, side(32), side(32)]
-    dtype = torch.float32
-    if kind == 'dtype':
-        names = ('float64', 'float16', 'bfloat16', 'uint8', 'int64', 'bool', 'complex64', 'float8_e4m3fn')
-        dtype = getattr(torch, str(rng.choice(names)))
-    elif kind == 'rank':
-        shape = [int(rng.choice([0, 1, 3, 40])) for _ in range(rng.choice([0, 1, 2, 3, 5, 6]))]
-    elif kind == 'channels':
-        shape[1] = int(rng.choice([0, 1, 2, 4, 32]))
-    elif kind == 'small':
-        shape[int(rng.integers(2, 4))] = int(rng.integers(0, 32))
-    elif kind == 'no tensor':
-        return [None, 'image.jpg', 3, [torch.ones(1, 3, 32, 32)], np.ones((1, 3, 32, 32), np.float32)][
-            rng.integers(5)
-        ]
-    x = torch.from_numpy(rng.standard_normal(shape)) * float(rng.choice([1, 1, 0, 1e-30, 1e4, 1e30]))
-    if len(shape) == 4 and x.numel():
-        value = rng.choice([0.0, 0.0, float('nan'), float('inf'), -1e38])
-        if value:
-            x[0, 0, 0, 0] = value
-        layout = rng.choice(['plain', 'channels last', 'turned', 'strided', 'expanded', 'flipped'])
-        if layout == 'channels last':
-            x = x.to(memory_format=torch.channels_last)
-        elif layout == 'turned':
-            x = x.transpose(2, 3)
-        elif layout == 'strided' and min(shape[2:]) >= 64:
-            x = x[..., ::2, ::2]
-        elif layout == 'expanded':
-            x = x[:1, :1, :1].expand(x.shape)
-        elif layout == 'flipped':
-            x = x.flip(3)
-    return x.to(dtype)
-
-
 def ranks(args: argparse.Namespace) -> None:
     """Kill one of two processes of tools/dist_train.sh; the job must end within a minute, with an error."""
     data = shapes(args.dir / 'shapes')
@@ -420,12 +349,14 @@ def padding(args: argparse.Namespace) -> None:
     cfg = Config.fromfile(args.config)
     set_data_root(cfg, args.data_root)
     cfg.model.data_preprocessor.pad_size_divisor = 1  # no other padding
+    cfg.model.backbone.ignore_padding = True
     init_default_scope(cfg.default_scope)
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
     model = MODELS.build(cfg.model).eval()
     model.load_state_dict(read_checkpoint(args.checkpoint)['state_dict'])
     alone: list = []
-    for factor in (1, 1.25, 1.5, 2):
+    for ignore, factor in [(True, 1), *itertools.product((False, True), (1.25, 1.5, 2))]:
+        model.backbone.ignore_padding = ignore
         metric, results = METRICS.build(cfg.val_evaluator), []
         metric.dataset_meta = dataset.metainfo
         for data in dataset:
@@ -449,7 +380,8 @@ def padding(args: argparse.Namespace) -> None:
                 changes += (one.scores - other.scores[same.argmax(1)]).abs()[same.amax(1) >= 0.5].tolist()
         scores = metric.evaluate(len(dataset))
         print(
-            f'padded to {factor} x: {lost} of {lost + len(changes)} detections lost, scores change by '
+            f'padded to {factor} x, {"ignored" if ignore else "which takes part"}: '
+            f'{lost} of {lost + len(changes)} detections lost, scores change by '
             f'{np.mean(changes):.4f} on average and {max(changes):.4f} at most, '
             + ', '.join(f'{name} {value:.3f}' for name, value in scores.items() if name.endswith('mAP_50')),
             flush=True,
@@ -468,10 +400,10 @@ def main() -> None:
         if count:
             command.add_argument('--kills', type=int, default=count)
         command.set_defaults(function=function)
-    command = commands.add_parser('fuzz', help=fuzz.__doc__)
+    command = commands.add_parser('fuzz', help=fuzz.__doc__.splitlines()[0])
     command.add_argument('--inputs', type=int, default=2000)
     command.add_argument('--seed', type=int, default=0)
-    command.set_defaults(function=fuzz)
+    command.set_defaults(function=lambda args: fuzz(args.inputs, args.seed))
     command = commands.add_parser('padding', help=padding.__doc__)
     for name in ('config', 'checkpoint', 'data_root'):
         command.add_argument(name)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tolerances import OFFICIAL, assert_official
 from torch import Tensor
 
 from mmsgformer import SGFormer
@@ -16,14 +17,6 @@ from mmsgformer.attention import HybridScaleAttention
 from mmsgformer.checkpoint.names import official_to_ours
 
 GOLDEN = Path(__file__).parent / 'golden'
-TOLERANCE = 1e-5
-
-
-def assert_agrees(ours: Tensor, golden: np.ndarray, tolerance: float = TOLERANCE) -> None:
-    ours = ours.detach().numpy()
-    if ours.shape != golden.shape:
-        ours = ours.reshape(-1)[:: -(-ours.size // golden.size)]
-    np.testing.assert_allclose(ours, golden, rtol=0, atol=tolerance)
 
 
 def official_weights(name: str, draw_golden) -> dict[str, Tensor]:
@@ -62,10 +55,12 @@ def test_agrees_with_the_official_code(case, draw_golden):
     loss.backward()
 
     for i, stage in enumerate(stages):
-        assert_agrees(stage, golden[f'stage{i}'])
+        assert_official(stage, golden[f'stage{i}'])
     assert sorted(significance) == sorted(name for name in golden if name.startswith('significance'))
     for name, values in significance.items():
-        assert_agrees(values, golden[name])
-    assert_agrees(stages[3].mean((2, 3)) @ weights['head.weight'].T + weights['head.bias'], golden['logits'])
-    assert_agrees(loss, golden['loss'])
-    assert_agrees(image.grad, golden['image_grad'], TOLERANCE * np.abs(golden['image_grad']).max())
+        assert_official(values, golden[name])
+    assert_official(
+        stages[3].mean((2, 3)) @ weights['head.weight'].T + weights['head.bias'], golden['logits']
+    )
+    assert_official(loss, golden['loss'])
+    assert_official(image.grad, golden['image_grad'], OFFICIAL * np.abs(golden['image_grad']).max())

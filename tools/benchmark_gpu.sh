@@ -3,6 +3,7 @@
 # 1. The Triton kernels against the reference, all types. 2. S and B against peers at the sizes of detection and
 # segmentation, forward and training step, bfloat16, time and peak memory; then compiled.
 set -euo pipefail
+if (($# > 1)) || [[ ${1:-} == -* ]]; then sed -n '2,4s/^# //p' "$0" >&2; exit 2; fi
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python}
 out=${1:-work_dirs/benchmark_gpu}

@@ -1,4 +1,4 @@
-"""Check the training and validation data of a config: every annotation, every image, every label map.
+"""Check the data of a config, training, validation and test: every annotation, every image, every label map.
 
 Prints everything that is wrong and what to do; exits with 1 if training would fail or go wrong on it. Notes
 say what training makes of unusual images.
@@ -13,7 +13,7 @@ from rich.progress import track
 from mmsgformer.cli import read_config
 from mmsgformer.data.check import check_data
 
-SPLITS = ('train', 'val')
+SPLITS = ('train', 'val', 'test')
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import matplotlib
+import numpy as np
 from mmengine.config import Config
-from rich.console import Console
-from rich.table import Table
 
 from mmsgformer.release.model_index import Model, read_models
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
-from matplotlib.lines import Line2D
 
 ROOT = Path(__file__).parents[1]
 # Metric in the metafiles -> its name in MMEngine's logs, and what makes it percent.
@@ -33,7 +31,7 @@ METRICS = {
 }
 MULTI_SCALE = 'mIoU (ms+flip)'
 COLUMNS = ('config', 'metric', 'paper', 'ours', 'difference')
-PAPER_COLOR, OUR_COLOR = '#999999', '#0072B2'
+NOT_RUN = 'not run'
 
 
 class Result(NamedTuple):
@@ -91,7 +89,7 @@ def compare(models: list[Model], work_dirs: Path) -> Iterator[Result]:
     for model in models:
         dumps = sorted(work_dirs.rglob(f'{model.name}.py'), key=lambda path: path.stat().st_mtime)
         released = Config.fromfile(ROOT / model.config, import_custom_modules=False)
-        state, ours = read_run(dumps[-1].parent, released) if dumps else ('not run', {})
+        state, ours = read_run(dumps[-1].parent, released) if dumps else (NOT_RUN, {})
         for metric in metrics_of(released):
             if state == 'finished' and metric not in ours:
                 missing = 'not tested with --tta' if metric == MULTI_SCALE else 'not logged'
@@ -117,36 +115,20 @@ def to_markdown(results: list[Result]) -> str:
 def draw(results: list[Result], out: Path) -> None:
     """One panel per metric, one line per config that has a number: the paper's dot and ours."""
     shown = [result for result in results if result.paper is not None or result.ours is not None]
-    metrics = [metric for metric in METRICS if any(result.metric == metric for result in shown)]
-    panels = [[result for result in shown if result.metric == metric] for metric in metrics]
+    panels = {metric: [result for result in shown if result.metric == metric] for metric in METRICS}
+    panels = {metric: panel for metric, panel in panels.items() if panel}
+    heights = [len(panel) + 1 for panel in panels.values()]
     fig, axes = plt.subplots(
-        len(panels),
-        1,
-        squeeze=False,
-        figsize=(9, 1.2 * len(panels) + 0.3 * len(shown)),
-        height_ratios=[len(panel) + 1 for panel in panels],
-        layout='constrained',
+        len(panels), figsize=(9, 0.5 * sum(heights)), height_ratios=heights, layout='constrained'
     )
-    for ax, metric, panel in zip(axes[:, 0], metrics, panels, strict=True):
-        for row, result in enumerate(panel):
-            ends = [value for value in (result.paper, result.ours) if value is not None]
-            ax.plot(ends, [row] * len(ends), color=PAPER_COLOR, linewidth=1, zorder=1)
-            if result.paper is not None:
-                ax.scatter(result.paper, row, s=45, facecolor='white', edgecolor=PAPER_COLOR, linewidth=1.5)
-            if result.ours is not None:
-                ax.scatter(result.ours, row, s=45, color=OUR_COLOR)
-            else:
-                place = {'xytext': (8, 0), 'textcoords': 'offset points', 'va': 'center'}
-                ax.annotate(result.state, (result.paper, row), **place, fontsize=8, color=PAPER_COLOR)
-        ax.set_yticks(range(len(panel)), [result.config for result in panel])
+    axes = np.atleast_1d(axes)
+    for ax, (metric, panel) in zip(axes, panels.items(), strict=True):
+        configs = [result.config for result in panel]
+        ax.plot([result.paper for result in panel], configs, 'o', color='#999999', mfc='white', label='paper')
+        ax.plot([result.ours for result in panel], configs, 'o', color='#0072B2', label='ours')
         ax.set(title=f'{metric}, %', ylim=(len(panel) - 0.4, -0.6))
-        ax.margins(x=0.3)
-        ax.grid(axis='x', alpha=0.3)
-    handles = [
-        Line2D([], [], marker='o', linestyle='', mfc='white', color=PAPER_COLOR, label='paper'),
-        Line2D([], [], marker='o', linestyle='', color=OUR_COLOR, label='ours'),
-    ]
-    fig.legend(handles=handles, loc='outside upper right', ncols=2, frameon=False)
+        ax.grid(alpha=0.3)
+    fig.legend(*axes[0].get_legend_handles_labels(), loc='outside upper right', ncols=2)
     fig.savefig(out, dpi=110)
     plt.close(fig)
 
@@ -157,22 +139,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('work_dirs', nargs='?', default='work_dirs', type=Path, help='default: work_dirs')
-    args = parser.parse_args(argv)
-    if not args.work_dirs.is_dir():
-        parser.error(f'{args.work_dirs} is not a folder')
-    results = list(compare(read_models(ROOT), args.work_dirs))
-    table = Table()
-    table.add_column(COLUMNS[0], overflow='fold')
-    for column in COLUMNS[1:]:
-        table.add_column(column)
-    for result in results:
-        table.add_row(*cells(result))
-    console = Console()
-    console.print(table)
-    markdown, picture = (args.work_dirs / f'compare_results.{suffix}' for suffix in ('md', 'png'))
-    markdown.write_text(to_markdown(results))
-    draw(results, picture)
-    console.print(f'Written: {markdown}, {picture}', highlight=False)
+    work_dirs = parser.parse_args(argv).work_dirs
+    if not work_dirs.is_dir():
+        parser.error(f'{work_dirs} is not a folder')
+    results = list(compare(read_models(ROOT), work_dirs))
+    if all(result.state == NOT_RUN for result in results):
+        parser.error(f"{work_dirs} has no run of a released config: no folder with a config's dump, NAME.py")
+    table = to_markdown(results)
+    (work_dirs / 'compare_results.md').write_text(table)
+    draw(results, work_dirs / 'compare_results.png')
+    print(f'{table}\nWritten: {work_dirs}/compare_results.md, {work_dirs}/compare_results.png')
 
 
 if __name__ == '__main__':

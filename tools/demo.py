@@ -4,11 +4,13 @@ Everything lands in work_dirs/demo: the data set, checkpoints, logs, curves and 
 tools that train on COCO and ADE20K: tools/train.py and tools/test.py.
 """
 
+import argparse
 import json
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from demo_pictures import draw_detections, draw_segmentations
@@ -99,8 +101,11 @@ def train_and_test(task: str) -> dict[str, float]:
     return json.loads(newest.read_text())
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Make the data, train, test, draw, and say how it went."""
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args(argv)
     start = time.time()
     shutil.rmtree(OUT, ignore_errors=True)
     OUT.mkdir(parents=True)

@@ -3,10 +3,11 @@
 OUT_DIR/pictures/IMAGE.png has the predictions drawn (a video comes out as OUT_DIR/NAME.mp4 too);
 OUT_DIR/predictions.json has, by image name, boxes (x1, y1, x2, y2 in pixels) with masks as COCO's RLE, or the
 share of the image of each class with OUT_DIR/label_maps/IMAGE.png (16 bits above 256 classes), or the class
-of the whole image.
+of the whole image. What was predicted is written also if an image fails or Ctrl-C ends it.
 """
 
 import json
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +18,10 @@ from mmengine.structures import BaseDataElement
 from pycocotools import mask as coco_mask
 from rich.progress import track
 
-from mmsgformer.checkpoint.files import CheckpointError
-from mmsgformer.cli import predictor_parser
-from mmsgformer.visualization.predictions import Predictor, find_images
+from mmsgformer.checkpoint.files import CheckpointError, write_file
+from mmsgformer.cli import check_writable, expanded_path, predictor_parser, refuse_earlier_results
+from mmsgformer.data import DataError
+from mmsgformer.visualization.predictions import Predictor, describe_failure, find_images
 
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm')
 
@@ -48,22 +50,31 @@ def describe(sample: BaseDataElement, classes: tuple[str, ...], label_map: Path)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse the arguments, predict; an unreadable image is reported and makes the exit code 1."""
+    """Parse the arguments, predict; an image that fails is reported and makes the exit code 1."""
     parser = predictor_parser(__doc__)
-    parser.add_argument('input', type=Path, help='an image, a folder of images, or a video')
+    parser.add_argument('input', type=expanded_path, help='an image, a folder of images, or a video')
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as frames:
         try:
             is_video = args.input.suffix.lower() in VIDEOS
+            video = read_video(args.input) if is_video else None
+            images = [] if is_video else find_images(args.input)
+            refuse_earlier_results(
+                args.out_dir, ('predictions.json', 'pictures/*'), 'give another folder with --out-dir'
+            )
+            check_writable(args.out_dir, '--out-dir')
             if is_video:
-                video = read_video(args.input)
                 video.cvt2frames(frames, show_progress=False)
-            images = find_images(frames if is_video else args.input)
+                images = find_images(frames)
             predictor = Predictor(args.config, args.checkpoint, args.device)
-        except (CheckpointError, FileNotFoundError) as error:
+        except (CheckpointError, DataError, FileNotFoundError) as error:
             raise SystemExit(f'error: {error}') from error
-        bad = infer(predictor, images, args.out_dir)
-    if is_video:
+        try:
+            bad = infer(predictor, images, args.out_dir)
+        except KeyboardInterrupt:
+            print(f'stopped: predictions.json in {args.out_dir} has the images until then', file=sys.stderr)
+            raise SystemExit(130) from None
+    if is_video and not bad:
         target = args.out_dir / f'{args.input.stem}.mp4'
         mmcv.frames2video(
             str(args.out_dir / 'pictures'),
@@ -84,29 +95,33 @@ def read_video(path: Path) -> mmcv.VideoReader:
     """A video file that has frames.
 
     Raises:
-        FileNotFoundError: There is no such file, or it is no video that can be read.
+        FileNotFoundError: There is no such file, or it is not a readable video.
     """
     video = mmcv.VideoReader(str(path)) if path.is_file() else []
     if not len(video):
-        raise FileNotFoundError(f'{path} is no video that can be read')
+        raise FileNotFoundError(f'{path} is not a readable video')
     return video
 
 
 def infer(predictor: Predictor, images: list[Path], out_dir: Path) -> list[str]:
-    """Write pictures and predictions of all images that can be read; returns an error for each other one."""
+    """Write pictures and predictions of all images; returns an error for each one that fails.
+
+    predictions.json is written in any case, with the images until then.
+    """
     classes = predictor.visualizer.dataset_meta['classes']
     predictions, bad = {}, []
-    for path in track(images, description='predicting'):
-        try:
-            sample = predictor.predict(path)
-        except ValueError as error:
-            bad.append(str(error))
-            continue
-        picture = predictor.draw(path, sample)
-        mmcv.imwrite(mmcv.rgb2bgr(picture), str(out_dir / 'pictures' / f'{path.name}.png'))
-        predictions[path.name] = describe(sample, classes, out_dir / 'label_maps' / f'{path.name}.png')
-    out_dir.mkdir(parents=True, exist_ok=True)
-    (out_dir / 'predictions.json').write_text(json.dumps(predictions, indent=1))
+    try:
+        for path in track(images, description='predicting'):
+            try:
+                sample = predictor.predict(path)
+                found = describe(sample, classes, out_dir / 'label_maps' / f'{path.name}.png')
+                predictions[path.name] = found
+                picture = predictor.draw(path, sample)
+                mmcv.imwrite(mmcv.rgb2bgr(picture), str(out_dir / 'pictures' / f'{path.name}.png'))
+            except Exception as error:  # the others must not be lost by any
+                bad.append(describe_failure(path, error))
+    finally:
+        write_file(json.dumps(predictions, indent=1).encode(), out_dir / 'predictions.json')
     return bad
 
 

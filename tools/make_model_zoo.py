@@ -1,5 +1,7 @@
 """Write the tables of docs/model_zoo.md from the metafiles: every config's cost and the paper's numbers."""
 
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmsgformer.release.model_index import Model, read_models
@@ -37,5 +39,11 @@ def fill(page: str) -> str:
     return page
 
 
-if __name__ == '__main__':
+def main(argv: Sequence[str] | None = None) -> None:
+    """Fill the page."""
+    argparse.ArgumentParser(description=__doc__).parse_args(argv)
     PAGE.write_text(fill(PAGE.read_text()))
+
+
+if __name__ == '__main__':
+    main()

@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from mmsgformer.attention import WINDOW_SIZE
 from mmsgformer.checkpoint.files import CheckpointError
-from mmsgformer.cli import read_config
+from mmsgformer.cli import expanded, read_config
+from mmsgformer.data import DataError
 from mmsgformer.visualization.maps import batch_maps, token_allocation
 from mmsgformer.visualization.predictions import Predictor
 
@@ -35,8 +36,17 @@ IGNORED_LABEL = 255
 
 
 def object_mask(sample: BaseDataElement, classes: tuple[str, ...]) -> Tensor:
-    """Where a sample's annotated objects are, (H, W), 1.0 or 0.0."""
+    """Where a sample's annotated objects are, (H, W), 1.0 or 0.0.
+
+    Raises:
+        ValueError: They are boxes without masks.
+    """
     if 'gt_instances' in sample:
+        if 'masks' not in sample.gt_instances:
+            raise ValueError(
+                'the validation data has boxes without masks, and the measurement needs the shapes of the '
+                'objects: set with_mask=True in LoadAnnotations of val_dataloader.dataset.pipeline'
+            )
         return torch.from_numpy(sample.gt_instances.masks.to_ndarray()).sum(dim=0).clamp(max=1).float()
     labels = sample.gt_sem_seg.data[0]
     background = classes.index('background') if 'background' in classes else IGNORED_LABEL
@@ -89,14 +99,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('config', help='config file of a detector with masks or of a segmenter')
-    parser.add_argument('checkpoint', help='checkpoint of the whole model')
-    parser.add_argument('--data-root', help="folder of the data set, instead of the config's data_root")
+    parser.add_argument(
+        'config', type=expanded, help='config file of a detector with masks or of a segmenter'
+    )
+    parser.add_argument('checkpoint', type=expanded, help='checkpoint of the whole model')
+    parser.add_argument(
+        '--data-root', type=expanded, help="folder of the data set, instead of the config's data_root"
+    )
     args = parser.parse_args(argv)
     cfg = read_config(args.config, ('val',), args.data_root)
     try:
         trained = Predictor(args.config, args.checkpoint).model
-    except CheckpointError as error:
+    except (CheckpointError, DataError) as error:
         raise SystemExit(f'error: {error}') from error
     MMLogger.get_instance('mmengine', log_level='WARNING')  # or every initialised parameter is listed
     torch.manual_seed(0)

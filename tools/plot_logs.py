@@ -3,11 +3,11 @@
     python tools/plot_logs.py work_dirs/RUN_A work_dirs/RUN_B --out curves.png
     python tools/plot_logs.py work_dirs/RUN --keys loss loss_mask coco/bbox_mAP_50
 
-Reads MMEngine's scalars.json, those of all parts of a run that was resumed.
+Reads MMEngine's scalars.json, those of all parts of a run that was resumed as one line. (The frameworks'
+analyze_logs.py draw each part as a line of its own, and all keys into one panel.)
 """
 
 import argparse
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,8 +17,7 @@ import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
-# Okabe-Ito: told apart by colour-blind readers too.
-COLORS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#56B4E9', '#E69F00')
+plt.style.use('tableau-colorblind10')
 DEFAULT_KEYS = ('loss', 'lr', 'memory', 'coco/bbox_mAP', 'coco/segm_mAP', 'mIoU', 'accuracy/top1')
 PANELS_PER_ROW = 3
 
@@ -58,13 +57,12 @@ def draw_curves(runs: Mapping[str, Curves], keys: Sequence[str], out: Path) -> P
     for ax in axes.flat[len(keys) :]:
         ax.set_axis_off()
     for ax, key in zip(axes.flat, keys, strict=False):
-        for (name, curves), color in zip(runs.items(), itertools.cycle(COLORS)):
+        for i, (name, curves) in enumerate(runs.items()):
             if key in curves:
                 marker = 'o' if len(curves[key]) <= 20 else ''
-                ax.plot(*zip(*curves[key], strict=True), color=color, marker=marker, label=name)
+                ax.plot(*zip(*curves[key], strict=True), color=f'C{i}', marker=marker, label=name)
         ax.set(title=f'{key}, MB' if key == 'memory' else key, xlabel='iteration')
-        highest = max(y for curves in runs.values() for _, y in curves.get(key, []))
-        ax.set_ylim(0, 1.08 * highest if highest > 0 else None)
+        ax.axhline(0, color='black', linewidth=0.5)
         ax.grid(alpha=0.3)
         ax.legend(fontsize=8)
     fig.savefig(out, dpi=110)

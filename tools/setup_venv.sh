@@ -2,6 +2,7 @@
 # Set up .venv in the checkout with the pinned, checked set of packages. Safe to run again at any time: it
 # returns at once when all is there, and after an interruption it goes on with the step that was cut short.
 set -euo pipefail
+if (($#)); then sed -n '2,3s/^# //p' "$0" >&2; exit 2; fi
 cd "$(dirname "$0")/.."
 
 venv=.venv

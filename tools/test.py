@@ -1,19 +1,36 @@
 """Evaluate a checkpoint with the test data and the metrics of a config."""
 
+import glob
 from collections.abc import Sequence
+from pathlib import Path
 
 from mmengine.runner import Runner
 
 from mmsgformer.checkpoint.files import CheckpointError
-from mmsgformer.cli import base_parser, load_config
+from mmsgformer.cli import base_parser, check_writable, expanded, load_config, refuse_earlier_results
+
+
+def check_outputs(out: str | None, show_dir: str | None) -> None:
+    """Exit with a message where results of an earlier test are, or nothing can be written."""
+    if out:
+        folder, name = Path(out).parent, Path(out).name
+        refuse_earlier_results(folder, (glob.escape(name),), 'give another file with --out')
+        check_writable(folder, '--out')
+    if show_dir:
+        refuse_earlier_results(show_dir, ('**/*.png',), 'give another folder with --show-dir')
+        check_writable(show_dir, '--show-dir')
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments, build the Runner, test."""
     parser = base_parser(__doc__)
-    parser.add_argument('checkpoint', help='checkpoint file')
-    parser.add_argument('--out', help='dump the predictions to this .pkl file')
-    parser.add_argument('--show-dir', help='save pictures of ground truth and predictions to this folder')
+    parser.add_argument('checkpoint', type=expanded, help='checkpoint file')
+    parser.add_argument('--out', type=expanded, help='dump the predictions to this .pkl file')
+    parser.add_argument(
+        '--show-dir',
+        type=expanded,
+        help="save pictures of ground truth and predictions to this folder, under the images' names",
+    )
     parser.add_argument(
         '--tta', action='store_true', help="average over the config's sizes and mirror images"
     )
@@ -21,6 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out and not args.out.endswith(('.pkl', '.pickle')):
         parser.error(f'--out must end in .pkl or .pickle, got {args.out}')
     cfg = load_config(args, splits=('test',), checkpoint=args.checkpoint)
+    check_outputs(args.out, args.show_dir)
     cfg.load_from = args.checkpoint
     if args.tta:
         if 'tta_model' not in cfg or 'tta_pipeline' not in cfg:
@@ -28,12 +46,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         cfg.test_dataloader.dataset.pipeline = cfg.tta_pipeline
         cfg.model = dict(**cfg.tta_model, module=cfg.model)
     if args.show_dir:
-        if 'visualization' not in cfg.get('default_hooks', {}):
-            parser.error(f'--show-dir: {args.config} has no default_hooks.visualization')
-        # mmdet's and mmseg's hooks are switched on by `draw`, mmpretrain's by `enable`.
-        switch = 'enable' if cfg.default_hooks.visualization.type == 'VisualizationHook' else 'draw'
-        cfg.default_hooks.visualization[switch] = True
-        cfg.visualizer.save_dir = args.show_dir
+        if 'visualizer' not in cfg:
+            parser.error(f'--show-dir: {args.config} has no visualizer')
+        drawing = dict(type='PicturesHook', out_dir=args.show_dir)
+        cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), drawing]
     if args.out:
         dump = 'DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults'
         metrics = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]

@@ -23,7 +23,7 @@ test_pipeline = [
     dict(type='Resize', scale=(64, 64)),
     dict(type='PackInputs'),
 ]
-shapes = dict(type='CustomDataset', classes=['disc', 'square', 'triangle', 'star'])
+shapes = dict(type='CustomDataset', classes=['disc', 'square', 'star', 'triangle'])
 train_dataloader = dict(batch_size=32, num_workers=2, dataset=dict(**shapes, pipeline=train_pipeline))
 val_dataloader = dict(batch_size=32, num_workers=2, dataset=dict(**shapes, pipeline=test_pipeline))
 test_dataloader = val_dataloader

@@ -14,6 +14,8 @@ import torch
 from mmengine.fileio import LocalBackend, get_local_path, register_backend
 from mmengine.logging import HistoryBuffer, print_log
 
+from mmsgformer.checkpoint.download import cached_download
+
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be read, written or does not fit; the message says why and what to do."""
@@ -27,25 +29,39 @@ def read_checkpoint(path: str | Path, map_location: object = 'cpu') -> Mapping:
     """The content of a .pth or .safetensors file or URL, without running code that it may hold.
 
     Besides tensors and plain values a .pth may hold the numpy numbers and log buffers of MMEngine's
-    checkpoints. `map_location` is torch.load's; tensors of a .safetensors file come on the CPU.
+    checkpoints. What http(s) URLs lead to is kept as torch.hub keeps it (`cached_download`); other URLs are
+    read by MMEngine's storages. `map_location` is torch.load's; tensors of a .safetensors file come on the
+    CPU.
 
     Raises:
-        CheckpointError: There is no such file, it is damaged or no checkpoint, or it needs other classes.
+        CheckpointError: There is no such file, it is damaged or not a checkpoint, or it needs other classes.
     """
-    if '://' in str(path):
-        try:
-            with get_local_path(str(path)) as local:
-                return _read_file(Path(local), str(path), map_location)
-        except CheckpointError:
-            raise
-        except Exception as error:  # every storage raises its own kinds
-            raise CheckpointError(f'{path} could not be downloaded: {error!r}') from error
-    path = Path(path).expanduser()
-    return _read_file(path, str(path), map_location)
+    if '://' not in str(path):
+        path = Path(path).expanduser()
+        return _read_file(path, str(path), map_location)
+    url = str(path)
+    try:
+        if url.startswith(('http://', 'https://')):
+            return _read_cached(url, map_location)
+        with get_local_path(url) as local:
+            return _read_file(Path(local), url, map_location)
+    except CheckpointError:
+        raise
+    except Exception as error:  # every storage raises its own kinds
+        raise CheckpointError(f'{url} could not be downloaded: {type(error).__name__}: {error}') from error
 
 
-def _read_file(path: Path, name: str, map_location: object) -> Mapping:
-    """`read_checkpoint` for a local file that is called `name` in errors."""
+def _read_cached(url: str, map_location: object) -> Mapping:
+    """`read_checkpoint` for a URL of http(s)."""
+    file = cached_download(url, check=lambda partial: _read_file(partial, url, 'cpu'))
+    try:
+        return _read_file(file, url, map_location)
+    except CheckpointError as error:  # it came here by other means, or the disk is at fault
+        raise CheckpointError(f'{error}. It was read from {file}; without that it is downloaded') from error
+
+
+def _read_file(path: Path, name: str, map_location: object, mmap: bool = False) -> Mapping:
+    """`read_checkpoint` for a local file that is called `name` in errors; `mmap`: tensors are read later."""
     if not path.is_file():
         raise CheckpointError(
             f'{path} is {"a folder" if path.is_dir() else "not there"}; give a checkpoint file'
@@ -53,17 +69,17 @@ def _read_file(path: Path, name: str, map_location: object) -> Mapping:
     if path.stat().st_size == 0:
         raise CheckpointError(f'{name} is empty')
     try:
-        if name.endswith('.safetensors'):
+        if '.safetensors' in (path.suffix, Path(name).suffix):  # a download's name may be a query
             from safetensors.torch import load_file  # optional: only users of such files need it
 
             content = load_file(path)
         else:
             with torch.serialization.safe_globals(_SAFE_GLOBALS):
-                content = torch.load(path, map_location=map_location, weights_only=True)
+                content = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except ModuleNotFoundError as error:
         raise CheckpointError(f'{name} needs `pip install safetensors`') from error
     except Exception as error:  # the readers raise many kinds for a damaged file
-        unsafe = _other_globals(path, error) if isinstance(error, pickle.UnpicklingError) else []
+        unsafe = _unsafe_globals(path, error) if isinstance(error, pickle.UnpicklingError) else []
         if unsafe:
             first = 'download it and ' if '://' in name else ''
             file = name.rpartition('/')[2] if first else name
@@ -77,7 +93,7 @@ def _read_file(path: Path, name: str, map_location: object) -> Mapping:
         quotable = str(error) and not isinstance(error, pickle.UnpicklingError)
         reason = str(error).splitlines()[0] if quotable else type(error).__name__
         raise CheckpointError(
-            f'{name} ({path.stat().st_size} bytes) is no checkpoint, or is damaged: {reason}'
+            f'{name} ({path.stat().st_size} bytes) is not a checkpoint or is damaged: {reason}'
         ) from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f'{name} holds a {type(content).__name__}, not the dict of a checkpoint')
@@ -132,7 +148,7 @@ _SAFE_GLOBALS = [
 ]
 
 
-def _other_globals(path: Path, error: pickle.UnpicklingError) -> list[str]:
+def _unsafe_globals(path: Path, error: pickle.UnpicklingError) -> list[str]:
     """Names of the classes and functions in a .pth that are not allowed, as far as they can be listed."""
     try:
         with torch.serialization.safe_globals(_SAFE_GLOBALS):
@@ -233,12 +249,20 @@ class CheckpointBackend(LocalBackend):
 
 
 def latest_checkpoint(work_dir: str | Path) -> str | None:
-    """The newest checkpoint of a training run that can be read, None if there is none.
+    """The checkpoint of a training run with the most iterations that can be read, None if there is none.
 
-    MMEngine's note `last_checkpoint` can name a file that an interrupted run did not finish or keep.
+    The iterations are those stored in it: copying changes a file's time. Where they are the same, or not
+    stored, the newest file counts. MMEngine's note `last_checkpoint` can name a file that an interrupted run
+    did not finish or keep.
     """
-    saved = [p for p in Path(work_dir).glob('*.pth') if _SAVED_WHILE_TRAINING.fullmatch(p.name)]
-    for path in sorted(saved, key=lambda p: p.stat().st_mtime_ns, reverse=True):
+    found = []
+    for path in Path(work_dir).glob('*.pth'):
+        if _SAVED_WHILE_TRAINING.fullmatch(path.name):
+            try:
+                found.append((stored_iteration(path), path.stat().st_mtime_ns, path))
+            except CheckpointError as error:
+                print_log(f'passing over a damaged checkpoint: {error}', 'current')
+    for *_, path in sorted(found, reverse=True):
         try:
             read_checkpoint(path)
         except CheckpointError as error:
@@ -246,3 +270,13 @@ def latest_checkpoint(work_dir: str | Path) -> str | None:
         else:
             return str(path)
     return None
+
+
+def stored_iteration(path: str | Path) -> int:
+    """The iteration after which a .pth was saved, -1 if it does not say; its tensors are not read.
+
+    Raises:
+        CheckpointError: As `read_checkpoint`, where that shows without the tensors.
+    """
+    meta = _read_file(Path(path), str(path), 'cpu', mmap=True).get('meta')
+    return meta.get('iter', -1) if isinstance(meta, Mapping) else -1

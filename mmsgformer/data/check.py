@@ -9,18 +9,22 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.registry import init_default_scope
 from PIL import Image, ImageOps
 
-IGNORED_LABEL = 255
+from mmsgformer.data.classes import build_unread, check_classes, entries, outputs_of, plain_datasets
+from mmsgformer.data.errors import Problem
+
+IGNORED_LABEL = 255  # where a config says nothing
 # As many as OpenCV reads; Pillow refuses pictures of more than twice its own limit.
 Image.MAX_IMAGE_PIXELS = 2**30 // 2
 # COCO's own boxes end up to a pixel outside.
@@ -28,14 +32,6 @@ TOLERANCE = 1.0
 _IDS = ('id', 'image_id', 'category_id')
 SMALL = 8  # pixels
 LONG = 50  # times as long as wide
-
-
-class Problem(NamedTuple):
-    """What is wrong with a file and what to do; a note if training goes on as it should."""
-
-    file: str
-    text: str
-    is_error: bool = True
 
 
 @dataclass
@@ -47,7 +43,8 @@ class Item:
     label_map: str | None = None
     scale: tuple[int, int] | None = None  # what it is resized to fit, with its proportions
     ignores_orientation: bool = False
-    check_labels: Callable[[np.ndarray], str | None] | None = None
+    check_labels: Callable[[np.ndarray], tuple[str | None, Counter]] | None = None
+    pixels: Counter = field(default_factory=Counter)  # by class
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -57,49 +54,75 @@ def check_data(
     """All problems of the data that these splits of a config use, and the number of images.
 
     Args:
-        cfg: A config of mmdet (COCO's format), mmseg or mmpretrain, its data on the local disk.
+        cfg: A config of mmdet (COCO's or VOC's format), mmseg or mmpretrain, its data on the local disk.
         splits: Of 'train', 'val' and 'test'; those that the config does not have are passed over.
         track: Called with the images' results and their number, iterates over them: a progress bar.
     """
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    problems, items = [], []
+    problems, items = check_classes(cfg), []
+    seen = []
     for split in splits:
         if cfg.get(f'{split}_dataloader'):
-            for dataset in _plain_datasets(cfg[f'{split}_dataloader'].dataset):
-                found, listed = _list(dataset, cfg.model)
+            for option, dataset in plain_datasets(
+                cfg[f'{split}_dataloader'].dataset, f'{split}_dataloader.dataset'
+            ):
+                if dataset in seen:  # test data are often those of the validation
+                    continue
+                seen.append(dataset)
+                found, listed, histogram = _list(dataset, cfg.model, option)
                 problems += found
-                items += listed
+                items.append((option, listed, histogram))
+    images = [item for _, listed, _ in items for item in listed]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for found in track(pool.map(_check_item, items), len(items)):
+        for found in track(pool.map(_check_item, images), len(images)):
             problems += found
-    return problems, len(items)
+    for option, listed, histogram in items:
+        for item in listed:
+            histogram.update(item.pixels)
+        problems += _describe(option, histogram)
+    return list(dict.fromkeys(problems)), len(images)
 
 
-def _plain_datasets(dataset: ConfigDict) -> Iterator[ConfigDict]:
-    """The data sets in wrappers that repeat or join them."""
-    inner = [*([dataset.dataset] if 'dataset' in dataset else []), *dataset.get('datasets', [])]
-    if not inner:
-        yield dataset
-    for other in inner:
-        yield from _plain_datasets(other)
+def _describe(option: str, histogram: Counter) -> list[Problem]:
+    """How often every class occurs, and a word on those that never do."""
+    if not histogram:
+        return []
+    never = [name for name, count in histogram.items() if not count]
+    counts = ', '.join(f'{name} {count:,}' for name, count in histogram.most_common(20) if count)
+    text = f'has {counts or "nothing"}{", ..." if len(histogram) > 20 else ""}'
+    problems = [Problem(option, text, is_error=False)]
+    if never:
+        text = (
+            f'never has {", ".join(never[:8])}{", ..." if len(never) > 8 else ""}, which cannot be '
+            'learned or measured so. Correct the labels or the classes if that is a mistake'
+        )
+        problems.append(Problem(option, text, is_error=False))
+    return problems
 
 
-def _list(config: ConfigDict, model: ConfigDict) -> tuple[list[Problem], list[Item]]:
-    """What is wrong with a data set's lists, and its images."""
-    # Configs alone, nothing is built: transforms need not exist here.
+def _list(config: ConfigDict, model: ConfigDict, option: str) -> tuple[list[Problem], list[Item], Counter]:
+    """What is wrong with a data set's lists, its images, and how often they list each class."""
     steps = {step['type']: step for step in config.get('pipeline', [])}
     try:
-        dataset = DATASETS.build({**config, 'pipeline': [], 'lazy_init': True})
-    except Exception as error:  # a framework's own checks, of many kinds
-        name = config.get('ann_file') or config.get('data_root') or config['type']
-        return [Problem(str(name), f'{error}; set the data set right in the config')], []
+        dataset = build_unread(config)
+    except Exception:  # check_classes has reported it
+        return [], [], Counter()
+    if dataset is None:
+        text = f'is a data set of type {config.type}, which cannot be checked here'
+        return [Problem(option, text, is_error=False)], [], Counter()
     classes = dataset.metainfo.get('classes') or ()
+    if isinstance(classes, str):
+        return [], [], Counter()
+    histogram = Counter(dict.fromkeys(classes, 0))
     if hasattr(dataset, 'COCOAPI'):  # mmdet's mark of COCO's format; mmpretrain has another in .json
         with_mask = bool(steps.get('LoadAnnotations', {}).get('with_mask'))
-        problems, items = _list_coco(dataset.ann_file, dataset.data_prefix['img'], classes, with_mask)
+        filtered = config.get('filter_cfg') if not config.get('test_mode') else None
+        folder = dataset.data_prefix['img']
+        problems, items = _list_coco(dataset.ann_file, folder, classes, with_mask, filtered or {}, histogram)
+    elif hasattr(dataset, 'ann_subdir'):  # and of VOC's
+        problems, items = _list_voc(dataset, classes, histogram)
     else:
-        problems, items = _list_files(dataset, model)
-        classes = dataset.metainfo.get('classes') or ()
+        problems, items = _list_files(dataset, model, steps, histogram)
     ignores_orientation = 'ignore_orientation' in str(steps.get('LoadImageFromFile', {}).get('color_type'))
     resize, scale = steps.get('Resize', {}), None
     if resize.get('keep_ratio') and isinstance(resize.get('scale'), (tuple, list)):
@@ -107,30 +130,12 @@ def _list(config: ConfigDict, model: ConfigDict) -> tuple[list[Problem], list[It
     for item in items:
         item.ignores_orientation = ignores_orientation
         item.scale = scale
-    outputs = max(_all_num_classes(model), default=0)
-    if classes and outputs and outputs < len(classes):
-        problems.append(
-            Problem(
-                str(dataset.ann_file or config.get('data_root')),
-                f'{len(classes)} classes, but the model has num_classes={outputs}; set num_classes of all '
-                'its heads to the number of classes',
-            )
-        )
-    return problems, items
+    return problems, items, histogram
 
 
-def _all_num_classes(node: object) -> Iterator[int]:
-    """Every `num_classes` in a model's config."""
-    if isinstance(node, dict):
-        if isinstance(node.get('num_classes'), int):
-            yield node['num_classes']
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        for child in node:
-            yield from _all_num_classes(child)
-
-
-def _list_files(dataset: Any, model: ConfigDict) -> tuple[list[Problem], list[Item]]:
+def _list_files(
+    dataset: Any, model: ConfigDict, steps: dict[str, ConfigDict], histogram: Counter
+) -> tuple[list[Problem], list[Item]]:
     """The images of a data set of mmseg, with label maps, or of mmpretrain."""
     folder = dataset.data_prefix.get('img_path') or dataset.data_prefix.get('img') or dataset.data_root
     source = str(dataset.ann_file or folder)
@@ -139,49 +144,134 @@ def _list_files(dataset: Any, model: ConfigDict) -> tuple[list[Problem], list[It
     except Exception as error:
         return [Problem(source, f'{error}; correct the list, the folders or the config')], []
     if not samples:
-        return [Problem(source, 'no images are found; see the layout in docs/training.md')], []
+        return [Problem(source, f'no images are found{_other_endings(dataset, folder)}')], []
     items, problems = [], []
-    outputs = max(_all_num_classes(model), default=0)
+    outputs = max((number for _, number in outputs_of(model, 'model')), default=0)
+    loads = [step for kind, step in steps.items() if kind == 'LoadAnnotations']
+    reduced = getattr(dataset, 'reduce_zero_label', False)
+    if loads and loads[0].get('reduce_zero_label') not in (None, reduced):
+        text = (
+            f'its data set has reduce_zero_label={reduced}, but LoadAnnotations in its pipeline '
+            f'{loads[0].reduce_zero_label}; set both alike'
+        )
+        problems.append(Problem(source, text))
+    classes = list(dataset.metainfo.get('classes') or ())
+    histogram.update(dict.fromkeys(classes, 0))
     for sample in samples:
         item = Item(sample['img_path'], label_map=sample.get('seg_map_path'))
         if item.label_map:
-            reduced, mapping = sample.get('reduce_zero_label', False), sample.get('label_map')
-            item.check_labels = _label_checker(outputs or len(dataset.metainfo['classes']), reduced, mapping)
+            mapping = sample.get('label_map')
+            item.check_labels = _label_checker(classes, _ignored_labels(model), reduced, mapping)
         elif outputs:
             for label in np.ravel(sample.get('gt_label', 0)):  # one, or a list of several
                 if not 0 <= label < outputs:
                     text = f'class {label}, but the model has num_classes={outputs}; correct one of them'
                     problems.append(Problem(item.image, text))
+                elif label < len(classes):
+                    histogram[classes[label]] += 1
         items.append(item)
     return problems, items
 
 
-def _label_checker(
-    num_classes: int, reduced: bool, mapping: dict | None
-) -> Callable[[np.ndarray], str | None]:
-    """A function that says what is wrong with the ids of a label map."""
-    # As mmseg reads it: with reduce_zero_label 0 is ignored, and k is class k - 1.
-    valid = {*range(num_classes + 1 if reduced else num_classes), IGNORED_LABEL, *(mapping or {})}
+def _other_endings(dataset: Any, folder: str) -> str:
+    """What there is instead of images with the ending that a data set of mmseg looks for."""
+    suffix = getattr(dataset, 'img_suffix', None)
+    if not suffix or not os.path.isdir(folder):
+        return '; see the layout in docs/training.md'
+    endings = Counter(Path(name).suffix for _, _, files in os.walk(folder) for name in files)
+    if not endings:
+        return f': there are no files in {folder}'
+    (ending, count), *_ = endings.most_common(1)
+    return (
+        f' that end in {suffix}: there are {count} {ending} files; set img_suffix={ending!r} of the data set'
+    )
 
-    def check(labels: np.ndarray) -> str | None:
+
+def _ignored_labels(model: ConfigDict) -> set[int]:
+    """The ids that every head and loss of a segmenter ignores."""
+    heads = [value for path, value in entries(model, 'model', 'ignore_index') if isinstance(value, int)]
+    return set(heads) or {IGNORED_LABEL}
+
+
+def _label_checker(
+    classes: list[str], ignored: set[int], reduced: bool, mapping: dict | None
+) -> Callable[[np.ndarray], tuple[str | None, Counter]]:
+    """A function that says what is wrong with the ids of a label map, and counts the classes' pixels."""
+    # As mmseg reads it: with reduce_zero_label 0 is ignored, and k is class k - 1.
+    ids = dict(enumerate(classes, start=int(bool(reduced))))
+    if mapping:
+        ids = {old: classes[new] for old, new in mapping.items() if 0 <= new < len(classes)}
+    valid = {*ids, *ignored, *(mapping or {}), *([0, IGNORED_LABEL] if reduced else [])}
+
+    def check(labels: np.ndarray) -> tuple[str | None, Counter]:
         found, counts = np.unique(labels, return_counts=True)
-        bad = {int(i): int(n) for i, n in zip(found, counts, strict=True) if int(i) not in valid}
+        there = {int(i): int(n) for i, n in zip(found, counts, strict=True)}
+        pixels = Counter({ids[i]: n for i, n in there.items() if i in ids and i not in ignored})
+        bad = {i: n for i, n in there.items() if i not in valid}
         if not bad:
-            return None
+            return None, pixels
         shown = ', '.join(f'{i} ({n} pixels)' for i, n in list(bad.items())[:5])
-        return (
-            f'ids out of range: {shown}; with num_classes={num_classes} and '
-            f'reduce_zero_label={bool(reduced)} they are 0-{max(valid - {IGNORED_LABEL}, default=0)}, and '
-            f'{IGNORED_LABEL} is ignored. Correct the map or the config'
+        text = (
+            f'ids out of range: {shown}; with {len(classes)} classes and reduce_zero_label={bool(reduced)} '
+            f'they are 0-{max(ids, default=0)}, and {", ".join(map(str, sorted(ignored)))} is ignored. '
+            'Correct the map or the config'
         )
+        return text, pixels
 
     return check
 
 
-def _list_coco(path: str, folder: str, classes: tuple, with_mask: bool) -> tuple[list[Problem], list[Item]]:
+def _list_voc(dataset: Any, classes: tuple, histogram: Counter) -> tuple[list[Problem], list[Item]]:
+    """The images of a data set in VOC's format, and what is wrong with its XML files."""
+    try:
+        names = Path(dataset.ann_file).read_text().split()
+    except OSError as error:
+        return [Problem(dataset.ann_file, f'cannot be read: {error}; give another with --data-root')], []
+    problems, items, unknown = [], [], Counter()
+    for name in names:
+        image = os.path.join(dataset.sub_data_root, dataset.img_subdir, f'{name}.jpg')
+        path = os.path.join(dataset.sub_data_root, dataset.ann_subdir, f'{name}.xml')
+        try:
+            root = ElementTree.parse(path).getroot()
+            size = tuple(int(root.findtext(f'size/{side}')) for side in ('width', 'height'))
+            objects = [
+                (entry.findtext('name'), [float(entry.findtext(f'bndbox/{edge}')) for edge in _EDGES])
+                for entry in root.iter('object')
+            ]
+        except (OSError, ElementTree.ParseError, TypeError, ValueError) as error:
+            problems.append(Problem(path, f'cannot be read as VOC annotations ({error}); correct it'))
+            continue
+        items.append(Item(image, size))
+        for kind, (left, top, right, bottom) in objects:
+            if kind not in classes:
+                unknown[kind] += 1
+                continue
+            histogram[kind] += 1
+            if right <= left or bottom <= top:
+                problems.append(
+                    Problem(path, f'{kind} has an empty box, {left, top, right, bottom}; correct it')
+                )
+            elif right > size[0] + TOLERANCE or bottom > size[1] + TOLERANCE or min(left, top) < 0:
+                text = '{} has the box {}, outside the image of {} x {}; correct it'
+                problems.append(Problem(path, text.format(kind, (left, top, right, bottom), *size)))
+    for kind, count in unknown.items():
+        text = (
+            f'{count} objects are called {kind!r}, which is no class of the config, and are left out; '
+            'correct the name or the classes'
+        )
+        problems.append(Problem(dataset.ann_file, text))
+    return problems, items
+
+
+_EDGES = ('xmin', 'ymin', 'xmax', 'ymax')
+
+
+def _list_coco(
+    path: str, folder: str, classes: tuple, with_mask: bool, filtered: dict, histogram: Counter
+) -> tuple[list[Problem], list[Item]]:
     """The images of an annotation file in COCO's format, and what is wrong with it."""
     try:
-        content = json.loads(Path(path).read_bytes())
+        content = json.loads(Path(path).read_text(encoding='utf-8'))
     except OSError as error:
         return [Problem(path, f'cannot be read: {error}; give another with --data-root')], []
     except ValueError as error:
@@ -219,20 +309,13 @@ def _list_coco(path: str, folder: str, classes: tuple, with_mask: bool) -> tuple
             else:
                 tables[part][entry['id']] = entry
     names = {entry['id']: str(entry['name']) for entry in tables['categories'].values()}
-    absent = [name for name in classes if name not in names.values()]
-    if absent:
-        problems.append(
-            Problem(
-                path,
-                f'has no category {str(absent[:5])[1:-1]}{" ..." if absent[5:] else ""} of the '
-                f"config's {len(classes)} classes, but {str(list(names.values())[:8])[1:-1]}; set "
-                "metainfo.classes of the data set and num_classes of the heads to the file's",
-            )
-        )
+    if 0 in tables['annotations']:
+        text = 'has an annotation with id 0, which evaluation takes for "no match": number them from 1'
+        problems.append(Problem(path, text))
     items = {}
     for key, entry in tables['images'].items():
         items[key] = Item(os.path.join(folder, entry['file_name']), (entry['width'], entry['height']))
-    left_out = Counter()
+    left_out, with_objects = Counter(), set()
     for key, entry in tables['annotations'].items():
         if entry['image_id'] not in items:
             problems.append(
@@ -248,6 +331,9 @@ def _list_coco(path: str, folder: str, classes: tuple, with_mask: bool) -> tuple
             )
         elif names[category] not in classes:
             left_out[names[category]] += 1
+        else:
+            histogram[names[category]] += 1
+            with_objects.add(entry['image_id'])
         text, is_error = _check_annotation(entry, *item.size, with_mask) or ('', False)
         if text:
             item.problems.append(
@@ -256,6 +342,12 @@ def _list_coco(path: str, folder: str, classes: tuple, with_mask: bool) -> tuple
     for name, count in left_out.items():
         text = f"{count} annotations of category '{name}' are left out: the config's classes do not have it"
         problems.append(Problem(path, f'{text}. Add it there if it is to be learned', is_error=False))
+    if filtered.get('filter_empty_gt') and len(with_objects) < len(items):
+        text = (
+            f'{len(items) - len(with_objects)} of {len(items)} images have no objects of the classes and are '
+            'left out of training (filter_cfg.filter_empty_gt)'
+        )
+        problems.append(Problem(path, text, is_error=False))
     return problems, list(items.values())
 
 
@@ -316,7 +408,7 @@ def _check_item(item: Item) -> list[Problem]:
         if size and labels.size != size:
             text = '{} x {} pixels, but its image {} has {} x {}; make them equal'
             problems.append(Problem(item.label_map, text.format(*labels.size, item.image, *size)))
-        wrong = item.check_labels(array)
+        wrong, item.pixels = item.check_labels(array)
         if wrong:
             problems.append(Problem(item.label_map, wrong))
     return problems

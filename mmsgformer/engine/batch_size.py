@@ -13,6 +13,14 @@ _WORLD_SIZE = {'pytorch': 'WORLD_SIZE', 'slurm': 'SLURM_NTASKS', 'mpi': 'OMPI_CO
 # What schedulers count in iterations if they are not by_epoch.
 _SCHEDULER_COUNTS = ('begin', 'end', 'T_max', 'step_size', 'milestones', 'total_steps', 'periods')
 
+# What hooks count in iterations; not how often something is logged.
+_HOOK_COUNTS = {
+    'CheckpointHook': ('interval', 'save_begin'),
+    'EMAHook': ('interval', 'begin_iter'),
+    'MeanTeacherHook': ('interval',),  # mmdet's moving average in semi-supervised training
+    'SignificanceVisHook': ('interval',),
+}
+
 
 def num_processes(launcher: str) -> int:
     """Processes that this launcher started, 1 without a launcher."""
@@ -60,14 +68,9 @@ def accumulate_to_base(cfg: Config, processes: int) -> None:
     for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
         if not scheduler.get('by_epoch', True):
             _multiply(scheduler, _SCHEDULER_COUNTS, factor)
-    checkpoint = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
-    if not checkpoint.get('by_epoch', True):
-        _multiply(checkpoint, ('interval', 'save_begin'), factor)
-    for hook in cfg.get('custom_hooks') or []:
-        if hook['type'] == 'EMAHook':
-            hook.setdefault('interval', 1)
-        if hook['type'] in ('EMAHook', 'SignificanceVisHook'):
-            _multiply(hook, ('interval', 'begin_iter'), factor)
+    for hook in [*(cfg.get('default_hooks') or {}).values(), *(cfg.get('custom_hooks') or [])]:
+        if isinstance(hook, dict):  # None is one that is switched off
+            _stretch_hook(hook, factor)
 
 
 def check_auto_scale_lr(cfg: Config) -> None:
@@ -105,6 +108,17 @@ def report_batch_size(cfg: Config, processes: int) -> None:
 
 def _base_batch_size(cfg: Config) -> int | None:
     return (cfg.get('auto_scale_lr') or {}).get('base_batch_size')
+
+
+def _stretch_hook(hook: ConfigDict, factor: int) -> None:
+    """Multiply what a hook counts in iterations; its type is a class or a name, perhaps with a scope."""
+    kind = hook.get('type', '')
+    name = getattr(kind, '__name__', kind).rpartition('.')[2]
+    if name not in _HOOK_COUNTS or (name == 'CheckpointHook' and hook.get('by_epoch', True)):
+        return
+    if name in ('EMAHook', 'MeanTeacherHook'):
+        hook.setdefault('interval', 1)
+    _multiply(hook, _HOOK_COUNTS[name], factor)
 
 
 def _multiply(node: ConfigDict, keys: tuple[str, ...], factor: int) -> None:

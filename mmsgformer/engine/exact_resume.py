@@ -5,7 +5,7 @@ its augmentation, dropout and sampling within the model) and gradients that are 
 is no state here that could be lost: what a sample or an iteration draws follows from the run's seed and from
 its place in the run alone. The second is saved.
 
-tools/train.py puts these parts into every config (`make_exact`).
+tools/train.py puts these parts into every config (`enable_exact_resume`).
 """
 
 import logging
@@ -24,12 +24,13 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch.utils.data import BatchSampler, DataLoader, Dataset
 
 from mmsgformer.data.errors import DataError
+from mmsgformer.engine.custom_imports import import_mmsgformer
 
-_LOOK = 'tools/check_dataset.py lists all that is wrong with a data set'
+_ADVICE = 'tools/check_dataset.py lists all that is wrong with a data set'
 
 
-class Placed(NamedTuple):
-    """A sample's index in its data set, and its place in the run, non-negative numbers."""
+class SeededIndex(NamedTuple):
+    """A sample's index in its data set, and its place in the run (integers >= 0), which seeds it."""
 
     index: Any
     place: tuple[int, ...]
@@ -45,9 +46,11 @@ def seed_everything(*place: int) -> None:
 
 @DATASETS.register_module()
 class PlaceSeededDataset(Dataset):
-    """A data set of which what it draws for a sample follows from the sample's place in the run.
+    """A data set whose random numbers for a sample follow from the sample's place in the run alone.
 
-    Everything else of the inner data set is reached through this one.
+    Everything else of the inner data set is reached through this one. Samples are read one by one, since each
+    is seeded and skipped by itself: a data set that reads batches alone (torch's `__getitems__`) is asked for
+    batches of one.
 
     Args:
         dataset: The inner data set, or its config.
@@ -65,28 +68,30 @@ class PlaceSeededDataset(Dataset):
             try:
                 dataset = DATASETS.build(dataset)
             except Exception as error:  # the frameworks raise many kinds, and seldom name the file
-                raise DataError(f'the training data ({name}) cannot be listed: {error!r}. {_LOOK}') from error
+                raise DataError(
+                    f'the training data ({name}) cannot be listed: {error!r}. {_ADVICE}'
+                ) from error
         # Which ones were skipped, over all workers.
         bad = torch.zeros(len(dataset), dtype=torch.bool).share_memory_() if skip_bad else None
         self.__dict__.update(dataset=dataset, bad=bad)  # past __setattr__
 
     def __getitem__(self, item: Any) -> Any:
-        """The sample of a `Placed` index; of a plain one as the inner data set gives it.
+        """The sample of a `SeededIndex` index; of a plain one as the inner data set gives it.
 
         Raises:
             DataError: It cannot be loaded.
         """
-        if not isinstance(item, Placed):
-            return self.dataset[item]
+        if not isinstance(item, SeededIndex):
+            return self._read(item)
         index = item.index
         for attempt in range(self.max_skips):
             seed_everything(*item.place, attempt)
             try:
-                return self.dataset[index]
+                return self._read(index)
             except Exception as error:  # libraries of images raise many kinds
                 problem = DataError(
                     f'sample {index} of the training data{self._files(index)} cannot be loaded: {error!r}. '
-                    f'{_LOOK}; tools/train.py --skip-bad-samples trains without such samples'
+                    f'{_ADVICE}; tools/train.py --skip-bad-samples trains without such samples'
                 )
                 if self.bad is None:
                     raise problem from error
@@ -99,6 +104,17 @@ class PlaceSeededDataset(Dataset):
                     )
                 index = int(np.random.randint(len(self)))
         raise problem
+
+    def __getitems__(self, items: list) -> list:
+        """The samples of a batch. Without this, torch would take the inner data set's, past the seeding."""
+        return [self[item] for item in items]
+
+    def _read(self, index: Any) -> Any:
+        """The inner data set's sample; `Dataset.__getitem__` is torch's placeholder, which only raises."""
+        method = getattr(type(self.dataset), '__getitem__', Dataset.__getitem__)
+        if method is Dataset.__getitem__ and hasattr(self.dataset, '__getitems__'):
+            return self.dataset.__getitems__([index])[0]
+        return self.dataset[index]
 
     def _files(self, index: Any) -> str:
         """The sample's files, for a message."""
@@ -160,7 +176,7 @@ class ResumableBatchSampler:
         if hasattr(self.sampler, 'set_epoch'):
             self.sampler.set_epoch(epoch)
 
-    def __iter__(self) -> Iterator[list[Placed]]:
+    def __iter__(self) -> Iterator[list[SeededIndex]]:
         if self.seed is None:
             return
         number = -1
@@ -170,12 +186,12 @@ class ResumableBatchSampler:
                 self.num_skipped -= 1
                 continue
             place = (self.seed, get_rank(), self.epoch, number)
-            yield [Placed(index, (*place, i)) for i, index in enumerate(batch)]
+            yield [SeededIndex(index, (*place, i)) for i, index in enumerate(batch)]
         if number < 0:
             raise DataError(
                 f'the training data has {len(self.sampler)} samples for this process, not enough for one '
                 f'batch of {self.batch_size}; lower train_dataloader.batch_size or leave out drop_last. '
-                f'{_LOOK}'
+                f'{_ADVICE}'
             )
 
     def __len__(self) -> int:
@@ -272,15 +288,16 @@ class ExactResumeHook(Hook):
             self.gradients = checkpoint.get('gradients')
 
 
-def make_exact(cfg: ConfigDict, skip_bad: bool = False) -> None:
+def enable_exact_resume(cfg: ConfigDict, skip_bad: bool = False) -> None:
     """Put the parts of this module into a training config, in place.
 
     Args:
         cfg: A config with a `train_dataloader`.
         skip_bad: Train without the samples that cannot be loaded.
     """
+    import_mmsgformer(cfg)
     loader = cfg.train_dataloader
-    if (loader.get('batch_sampler') or {}).get('type') == 'ResumableBatchSampler':  # an earlier run's config
+    if _is_enabled(cfg):
         loader.dataset.skip_bad = skip_bad
         return
     loader.batch_sampler = dict(
@@ -290,3 +307,22 @@ def make_exact(cfg: ConfigDict, skip_bad: bool = False) -> None:
     )
     loader.dataset = dict(type='PlaceSeededDataset', dataset=loader.dataset, skip_bad=skip_bad)
     cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), dict(type='ExactResumeHook')]
+
+
+def disable_exact_resume(cfg: ConfigDict) -> None:
+    """Take the parts of this module out of a training config again, in place."""
+    if not _is_enabled(cfg):
+        return
+    loader = cfg.train_dataloader
+    own = loader.batch_sampler
+    loader.batch_sampler, loader.drop_last = own.batch_sampler, own.drop_last
+    loader.dataset = loader.dataset.dataset
+    cfg.custom_hooks = [hook for hook in cfg.custom_hooks if hook['type'] != 'ExactResumeHook']
+
+
+def _is_enabled(cfg: ConfigDict) -> bool:
+    """As in a config that an earlier run dumped."""
+    return (cfg.train_dataloader.get('batch_sampler') or {}).get('type') == 'ResumableBatchSampler'
+
+
+make_exact = enable_exact_resume  # the name that the docs gave it at first

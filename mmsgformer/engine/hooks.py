@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping
 
-import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
@@ -15,6 +14,7 @@ from torch import nn
 
 from mmsgformer.checkpoint.files import CheckpointError, latest_checkpoint, read_checkpoint
 from mmsgformer.checkpoint.load import prepare_for_model
+from mmsgformer.data.classes import same_classes
 from mmsgformer.sgformer import SGFormer
 from mmsgformer.visualization.maps import batch_maps
 
@@ -56,6 +56,16 @@ class CheckpointLoadHook(Hook):
                     f'{path} cannot be resumed, it has no {", ".join(lacking)}; train from it as load_from'
                 )
             whole = runner._resume or not training
+            if whole:
+                trained_on = (checkpoint.get('meta', {}).get('dataset_meta') or {}).get('classes')
+                # That of the data that the run is about to use.
+                own = (getattr(runner.visualizer, 'dataset_meta', None) or {}).get('classes')
+                difference = same_classes(trained_on, own)
+                if difference:
+                    raise CheckpointError(
+                        f'{path} {difference} than the data of the config; set metainfo.classes and '
+                        'num_classes of the config to those that it was trained on'
+                    )
             prepare_for_model(checkpoint, model, path, strict=whole, partial=self.partial)
 
 
@@ -70,7 +80,7 @@ class BadNumberHook(Hook):
     Checking a loss waits for the GPU no more than MMEngine's log does, which reads it in every iteration.
     """
 
-    # Before EMAHook averages and CheckpointHook saves what is bad.
+    # Before EMAHook takes it into its average and CheckpointHook saves it.
     priority = 'VERY_HIGH'
 
     def after_train_iter(
@@ -81,16 +91,15 @@ class BadNumberHook(Hook):
         Raises:
             BadNumberError: One is not finite.
         """
-        losses = {name: value for name, value in (outputs or {}).items() if 'loss' in name}
-        losses = {name: torch.as_tensor(value).item() for name, value in losses.items()}
+        losses = {name: float(value) for name, value in (outputs or {}).items() if 'loss' in name}
         if not all(map(math.isfinite, losses.values())):
             listed = ', '.join(f'{name} {value:g}' for name, value in losses.items())
             raise BadNumberError(
-                f'iteration {runner.iter + 1} has a loss that is no number: {listed}. {_left(runner)}'
+                f'iteration {runner.iter + 1} has a loss that is not finite: {listed}. {_advice(runner)}'
             )
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Check the weights: a loss can be the last number before they are none.
+        """Check the weights: they can become NaN in a step whose loss was still finite.
 
         Raises:
             BadNumberError: One is not finite.
@@ -98,8 +107,7 @@ class BadNumberHook(Hook):
         for name, parameter in _unwrapped(runner).named_parameters():
             if not parameter.isfinite().all():
                 raise BadNumberError(
-                    f'after iteration {runner.iter + 1}, {name} has values that are no numbers. '
-                    f'{_left(runner)}'
+                    f'after iteration {runner.iter + 1}, {name} has NaN or infinite values. {_advice(runner)}'
                 )
 
 
@@ -138,18 +146,18 @@ class SignificanceVisHook(Hook):
     def _draw(self, runner: Runner, step: int) -> None:
         # These need matplotlib and mmcv, which the backbone alone does not.
         from mmsgformer.visualization.drawing import as_image, draw_strip, seen_part
-        from mmsgformer.visualization.predictions import read_image
+        from mmsgformer.visualization.predictions import loading_step, read_image
 
         model, dataset = _unwrapped(runner), runner.val_loop.dataloader.dataset
         for i in range(min(self.num_images, len(dataset))):
             batch = pseudo_collate([dataset[i]])
             sample = batch['data_samples'][0]
-            image = seen_part(read_image(sample.img_path), sample)
+            image = seen_part(read_image(sample.img_path, loading_step(dataset)), sample)
             figure = draw_strip(image, batch_maps(model, batch), f'iteration {step}')
             runner.visualizer.add_image(f'significance_{i}', as_image(figure), step)
 
 
-def _left(runner: Runner) -> str:
+def _advice(runner: Runner) -> str:
     """What a run that stops leaves behind, and what to do."""
     saved = latest_checkpoint(runner.work_dir) or 'none is there yet'
     return (

@@ -6,7 +6,7 @@ from mmsgformer.ops.attention import (
     dot_product_attention,
 )
 from mmsgformer.ops.linear_cpu import Linear, linear
-from mmsgformer.ops.token_merge import merge_tokens, merge_tokens_reference
+from mmsgformer.ops.token_merge import merge_tokens, merge_tokens_reference, sorted_runs
 
 __all__ = [
     'Linear',
@@ -16,4 +16,5 @@ __all__ = [
     'linear',
     'merge_tokens',
     'merge_tokens_reference',
+    'sorted_runs',
 ]

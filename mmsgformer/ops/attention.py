@@ -6,6 +6,7 @@ heads, of the attention paid to a key, i.e. the column mean of the softmax matri
 """
 
 import importlib.util
+import itertools
 import os
 
 import torch
@@ -17,6 +18,8 @@ from mmsgformer.ops.attention_chunked import chunked_attention, quicker_than_tor
 _HAS_TRITON = importlib.util.find_spec('triton') is not None
 # A block of queries and one of keys must fit into a GPU's shared memory.
 _MAX_TRITON_HEAD_DIM = 128
+# Images or windows: CUDA's grids end there, and torch's attention does not cut them (pytorch/pytorch#142228).
+_MAX_CUDA_BATCH = 65535
 BACKENDS = ('auto', 'reference', 'chunked', 'triton')
 
 
@@ -24,7 +27,7 @@ def dot_product_attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.
     """`torch.nn.functional.scaled_dot_product_attention`, on a CPU quicker where there are many queries."""
     if dropout_p == 0 and quicker_than_torch(q, k):
         return chunked_attention(q, k, v, None)[0]
-    return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout_p)
+    return _torch_attention(q, k, v, None, dropout_p)
 
 
 def attention_with_column_means(
@@ -42,33 +45,45 @@ def attention_with_column_means(
         k: Keys, (B, heads, K, d).
         v: Values, (B, heads, K, d).
         valid: For self-attention over padded tokens (Q = K): True where a token is real, (B, K), at least
-            one per row. Padding receives no attention and does not count as a query in the means.
+            one per row. Padding receives no attention; as a query it pays none, but counts in the means.
         dropout_p: Dropout on the attention weights of the output; the means are those without dropout.
         backend: 'reference' holds the whole softmax matrix, 'chunked' a chunk of it at a time, on any device.
             'triton' takes the output from torch's fused attention and the means from kernels for GPUs.
             'auto': 'triton' where it runs, else 'chunked'.
 
     Returns:
-        The output (B, heads, Q, d) in v's dtype and the means (B, K), float32 or better, without gradient.
+        The output (B, heads, Q, d) in v's dtype and the means over heads and all Q queries (B, K), float32 or
+        better, without gradient.
 
     Raises:
         ValueError: There is no such backend.
         RuntimeError: The backend cannot run here; the message says why.
     """
+    may_fall_back = backend == 'auto'
     backend = _choose_backend(backend, q)
     if backend == 'reference':
         return attention_with_column_means_reference(q, k, v, valid, dropout_p)
     if backend == 'chunked' and dropout_p == 0:
         out, means, _ = chunked_attention(q, k, v, valid)
         return out, means.detach()
-    mask = None if valid is None else valid[:, None, None, :]
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
+    out = _torch_attention(q, k, v, valid, dropout_p)
     with torch.no_grad():
         if backend == 'chunked':
             return out, chunked_attention(q, k, v, valid)[1]
         from mmsgformer.ops.attention_triton import triton_column_means  # Triton is optional
 
-        return out, triton_column_means(q, k, valid)
+        return out, triton_column_means(q, k, valid, may_fall_back)
+
+
+def _torch_attention(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, dropout_p: float) -> Tensor:
+    """torch's attention of q (B, heads, Q, d) to k and v (B, heads, K, d), keys masked by valid (B, K)."""
+    if q.is_cuda and len(q) > _MAX_CUDA_BATCH:
+        parts = (
+            x.split(_MAX_CUDA_BATCH) if x is not None else itertools.repeat(None) for x in (q, k, v, valid)
+        )
+        return torch.cat([_torch_attention(*part, dropout_p) for part in zip(*parts, strict=False)])
+    mask = None if valid is None else valid[:, None, None, :]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
 
 
 def check_backend(backend: str) -> None:
@@ -111,6 +126,7 @@ def attention_with_column_means_reference(
             logits[:, :, ~valid[b]] = -torch.inf
         weights = logits.softmax(dim=-1)
         outs.append(F.dropout(weights, dropout_p) @ v[b].to(dtype))
-        counted = weights if valid is None else weights[:, valid[b]]
-        means.append(counted.detach().mean(dim=(0, 1)))
+        if valid is not None:
+            weights = weights * valid[b, :, None]
+        means.append(weights.detach().mean(dim=(0, 1)))
     return torch.stack(outs).to(v.dtype), torch.stack(means)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.utils.flop_counter import register_flop_formula
 
-from mmsgformer.ops.linear_cpu import onednn_pays, product
+from mmsgformer.ops.linear_cpu import onednn_linear, onednn_pays
 
 # Elements of the softmax matrix per chunk: on a CPU as many as stay in its cache.
 _CHUNK_ELEMENTS = {'cpu': 1 << 19}
@@ -46,26 +46,24 @@ def chunked_attention(
         valid: True where a key, and the query of the same index, is real, (B, K); None: everywhere.
 
     Returns:
-        The output (B, heads, Q, d) in q's dtype; the means over heads and valid queries (B, K), 0 for
-        padding; the log-sum-exp of every query's logits (B, heads, Q). The last two are in float32 or
-        better and have no gradient.
+        The output (B, heads, Q, d) in q's dtype; the means over heads and queries (B, K), to which padded
+        queries and keys contribute 0; the log-sum-exp of every query's logits (B, heads, Q). The last two are
+        in float32 or better and have no gradient.
     """
     batch, heads, num_queries, head_dim = q.shape
     out = q.new_empty(batch, num_queries, heads, head_dim).transpose(1, 2)  # heads are joined next
-    queries, keys, values = _at_work(q, k, v)
-    sums, lse = keys.new_zeros(batch, k.shape[2]), keys.new_empty(q.shape[:3])
+    scaled_q, k_per_head, v_per_head = _contiguous_per_head(q, k, v)
+    sums, lse = k_per_head.new_zeros(batch, k.shape[2]), k_per_head.new_empty(q.shape[:3])
     with torch.autocast(q.device.type, enabled=False):
         for images, head, rows in _chunks(q, k):
-            logits = _logits(queries[images, head, rows], keys[images, head], valid, images)
-            largest = logits.amax(dim=-1)
-            weights = torch.softmax(logits, dim=-1, out=logits)
-            lse[images, head, rows] = largest - weights.amax(dim=-1).log_()
-            out[images, head, rows] = _product(weights, values[images, head].mT).to(q.dtype)
+            logits = _logits(scaled_q[images, head, rows], k_per_head[images, head], valid, images)
+            weights = logits.softmax(dim=-1)
+            lse[images, head, rows] = logits.amax(dim=-1) - weights.amax(dim=-1).log_()
+            out[images, head, rows] = _matmul_transposed(weights, v_per_head[images, head].mT).to(q.dtype)
             if valid is not None:
                 weights *= valid[images, None, rows, None]
             sums[images] += weights.sum(dim=(1, 2))
-    counted = num_queries if valid is None else valid.sum(dim=1, keepdim=True)
-    return out, sums / (heads * counted), lse
+    return out, sums / (heads * num_queries), lse
 
 
 @chunked_attention.register_fake
@@ -83,33 +81,46 @@ def _(q_shape: torch.Size, k_shape: torch.Size, *_: object, **__: object) -> int
 
 @torch.library.custom_op('mmsgformer::chunked_attention_backward', mutates_args=())
 def _chunked_attention_backward(
-    grad: Tensor,
+    grad_out: Tensor,
     q: Tensor,
     k: Tensor,
     v: Tensor,
     valid: Optional[Tensor],  # noqa: UP045
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients at q, k and v, of their shapes, from that at the output."""
-    queries, keys, values = _at_work(q, k, v)
-    at_queries = torch.empty_like(queries)
-    at_keys, at_values = torch.zeros_like(keys.mT), torch.zeros_like(values.mT)
+    """Gradients of q, k and v, of their shapes, contiguous, from that of the output."""
+    scaled_q, k_per_head, v_per_head = _contiguous_per_head(q, k, v)
+    grad_q = torch.empty_like(scaled_q)
+    # Summed up transposed, as the products come: (B, heads, d, K).
+    grad_k, grad_v = torch.zeros_like(k_per_head.mT), torch.zeros_like(v_per_head.mT)
     with torch.autocast(q.device.type, enabled=False):
         for images, head, rows in _chunks(q, k):
-            logits = _logits(queries[images, head, rows], keys[images, head], valid, images)
-            weights = torch.softmax(logits, dim=-1, out=logits)
-            at_out = grad[images, head, rows].to(weights.dtype).contiguous()
-            at_values[images, head] += _product(at_out.mT, weights.mT)
-            at_weights = _product(at_out, values[images, head])
-            at_logits = torch._softmax_backward_data(at_weights, weights, -1, weights.dtype)
-            at_queries[images, head, rows] = _product(at_logits, keys[images, head].mT)
-            at_keys[images, head] += _product(queries[images, head, rows].mT, at_logits.mT)
-    at_queries *= q.shape[-1] ** -0.5
-    return at_queries.to(q.dtype), at_keys.mT.to(q.dtype), at_values.mT.to(q.dtype)
+            logits = _logits(scaled_q[images, head, rows], k_per_head[images, head], valid, images)
+            weights = logits.softmax(dim=-1)
+            grad = grad_out[images, head, rows].to(weights.dtype).contiguous()
+            grad_v[images, head] += _matmul_transposed(grad.mT, weights.mT)
+            grad_weights = _matmul_transposed(grad, v_per_head[images, head])
+            grad_logits = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
+            grad_q[images, head, rows] = _matmul_transposed(grad_logits, k_per_head[images, head].mT)
+            grad_k[images, head] += _matmul_transposed(scaled_q[images, head, rows].mT, grad_logits.mT)
+    grad_q *= q.shape[-1] ** -0.5
+    return grad_q.to(q.dtype), grad_k.mT.to(q.dtype).contiguous(), grad_v.mT.to(q.dtype).contiguous()
 
 
 @_chunked_attention_backward.register_fake
-def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+def _(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(x.new_empty(x.shape) for x in (q, k, v))
+
+
+def _refuse_second_derivative(ctx: FunctionCtx, *_: Tensor) -> None:
+    raise RuntimeError(
+        'attention with column means has no second derivative in this backend; build the backbone with '
+        "attn_backend='reference' and run it within torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
+    )
+
+
+_chunked_attention_backward.register_autograd(_refuse_second_derivative)
 
 
 def _save(ctx: FunctionCtx, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -118,21 +129,22 @@ def _save(ctx: FunctionCtx, inputs: tuple[Tensor | None, ...], output: tuple[Ten
 
 
 def _backward(ctx: FunctionCtx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    if not ctx.fused:
-        return *_chunked_attention_backward(grad, *ctx.saved_tensors), None
-    q, k, v, valid, out, lse = ctx.saved_tensors
+    q, k, v, valid, *out_and_lse = ctx.saved_tensors
+    # With create_graph torch's fused gradient would fail later, and not say what to do.
+    if not ctx.fused or torch.is_grad_enabled():
+        return *_chunked_attention_backward(grad, q, k, v, valid), None
     mask = None
     if valid is not None:
         mask = torch.zeros_like(valid, dtype=q.dtype).masked_fill_(~valid, -torch.inf)[:, None, None, :]
     # What the gradient of scaled_dot_product_attention calls on a CPU.
     backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    return *backward(grad, q, k, v, out, lse, 0.0, False, attn_mask=mask), None
+    return *backward(grad, q, k, v, *out_and_lse, 0.0, False, attn_mask=mask), None
 
 
 chunked_attention.register_autograd(_backward, setup_context=_save)
 
 
-def _at_work(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _contiguous_per_head(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Scaled queries, keys and values, each head of each image contiguous, in float32 or better."""
     dtype = torch.promote_types(q.dtype, torch.float32)
     return (q.to(dtype) * q.shape[-1] ** -0.5).contiguous(), *(x.to(dtype).contiguous() for x in (k, v))
@@ -156,12 +168,12 @@ def _chunks(q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice, slice]]:
 
 def _logits(queries: Tensor, keys: Tensor, valid: Tensor | None, images: slice) -> Tensor:
     """Of these images and queries, (images, heads, Q, K)."""
-    logits = _product(queries, keys)
+    logits = _matmul_transposed(queries, keys)
     return logits if valid is None else logits.masked_fill_(~valid[images, None, None], -torch.inf)
 
 
-def _product(x: Tensor, y: Tensor) -> Tensor:
+def _matmul_transposed(x: Tensor, y: Tensor) -> Tensor:
     """x (images, heads, N, c) @ y (images, heads, M, c)^T -> (images, heads, N, M)."""
     if len(x) == x.shape[1] == 1 and onednn_pays(x, y):
-        return product(x[0, 0], y[0, 0])[None, None]
+        return onednn_linear(x[0, 0], y[0, 0])[None, None]
     return x @ y.mT

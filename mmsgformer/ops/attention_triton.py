@@ -5,12 +5,17 @@ fixed order, so results repeat bit for bit. Sums are in float32 or better. TRITO
 Triton is imported, runs them on a CPU.
 """
 
+import functools
+import warnings
+from contextlib import nullcontext
 from typing import Optional
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from mmsgformer.ops.attention_chunked import chunked_attention
 
 _ROWS = 64
 _COLUMNS = 64
@@ -107,17 +112,49 @@ def triton_column_means(
     q: Tensor,
     k: Tensor,
     valid: Optional[Tensor],  # noqa: UP045  the operator's schema is read from it
+    may_fall_back: bool = False,
 ) -> Tensor:
-    """Column means of softmax(q k^T / sqrt(d)) over heads and valid queries.
+    """Column means of softmax(q k^T / sqrt(d)) over heads and queries.
 
     Args:
         q: Queries, (B, heads, Q, d), d at most 128.
         k: Keys, (B, heads, K, d), of the same type.
         valid: True where a key, and the query of the same index, is real, (B, K); None: everywhere.
+            Padding contributes 0.
+        may_fall_back: Compute them in chunks, with a warning, where Triton cannot compile for this device.
 
     Returns:
         Means (B, K) in float32 or better.
     """
+    if may_fall_back and not _triton_compiles(q.device):
+        return chunked_attention(q, k, k, valid)[1]
+    return _column_means(q, k, valid)
+
+
+@triton_column_means.register_fake
+def _(q: Tensor, k: Tensor, valid: Tensor | None, may_fall_back: bool = False) -> Tensor:
+    return q.new_empty(k.shape[0], k.shape[2], dtype=torch.promote_types(q.dtype, torch.float32))
+
+
+@functools.cache
+def _triton_compiles(device: torch.device) -> bool:
+    """Whether a kernel runs on this device; tried once: Triton needs a C compiler and Python's headers."""
+    try:
+        probe = torch.zeros(1, 1, 1, 16, device=device)
+        _column_means(probe, probe, None)
+    except Exception as error:  # of many kinds, by what is missing
+        reason = str(error).partition('\n')[0] or type(error).__name__
+        warnings.warn(
+            f'Triton cannot run on {device} ({reason}): significance is computed without it, more slowly. '
+            'It needs a C compiler and the headers of Python',
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+def _column_means(q: Tensor, k: Tensor, valid: Tensor | None) -> Tensor:
+    """`triton_column_means` by the kernels."""
     batch, heads, num_queries, head_dim = q.shape
     num_keys = k.shape[2]
     groups = batch * heads
@@ -141,14 +178,10 @@ def triton_column_means(
         'channels': max(16, triton.next_power_of_2(head_dim)),
     }
     if groups:
-        # The groups (windows among them) come first: the other axes of a grid end at 65535.
-        _row_lse_kernel[groups, query_blocks](q, k, mask, lse, *sizes, *strides, **constants)
-        grid = (groups, triton.cdiv(num_keys, _COLUMNS), parts)
-        _column_sums_kernel[grid](q, k, mask, lse, sums, *sizes, part_size, *strides, **constants)
-    counted = num_queries if valid is None else valid.sum(dim=1, keepdim=True)
-    return sums.view(batch, -1, num_keys).sum(dim=1) / (heads * counted)
-
-
-@triton_column_means.register_fake
-def _(q: Tensor, k: Tensor, valid: Tensor | None) -> Tensor:
-    return q.new_empty(k.shape[0], k.shape[2], dtype=torch.promote_types(q.dtype, torch.float32))
+        # Triton launches on the current device, whatever device the tensors are on.
+        with torch.cuda.device(q.device) if q.is_cuda else nullcontext():
+            # The groups (windows among them) come first: the other axes of a grid end at 65535.
+            _row_lse_kernel[groups, query_blocks](q, k, mask, lse, *sizes, *strides, **constants)
+            grid = (groups, triton.cdiv(num_keys, _COLUMNS), parts)
+            _column_sums_kernel[grid](q, k, mask, lse, sums, *sizes, part_size, *strides, **constants)
+    return sums.view(batch, -1, num_keys).sum(dim=1) / (heads * num_queries)

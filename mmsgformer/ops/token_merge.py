@@ -15,9 +15,8 @@ def merge_tokens(
 ) -> Tensor:
     """Sort tokens by significance and merge runs of them into one token each.
 
-    The ascending order (stable) is cut into parts, least significant first: a quarter, a half and a
-    quarter for three weights, two halves for two. Within part p every run of g_p = len(weights[p])
-    tokens becomes their weighted sum plus a bias, the same for all channels.
+    Within part p of the sorted tokens (`sorted_runs`) every run of g_p = len(weights[p]) tokens becomes their
+    weighted sum plus a bias, the same for all channels.
 
     Args:
         tokens: (B, N, C), N >= 4.
@@ -28,20 +27,37 @@ def merge_tokens(
     Returns:
         The merged tokens (B, M, C), least significant first, M = sum_p ceil(n_p / g_p).
     """
+    parts = sorted_runs(tokens, significance, [len(weight) for weight in weights])
+    merged = [weight @ runs + bias for runs, weight, bias in zip(parts, weights, biases, strict=True)]
+    return torch.cat(merged, dim=1)
+
+
+def sorted_runs(tokens: Tensor, significance: Tensor, run_lengths: Sequence[int]) -> list[Tensor]:
+    """Sort tokens by significance, cut them into parts, and each part into runs of its length.
+
+    The ascending order (stable) is cut into parts, least significant first: a quarter, a half and a
+    quarter for three run lengths, two halves for two.
+
+    Args:
+        tokens: (B, N, C), N >= 4.
+        significance: (B, N).
+        run_lengths: g_p of each part.
+
+    Returns:
+        The runs of each part p, (B, ceil(n_p / g_p), g_p, C).
+    """
     batch, num_tokens, channels = tokens.shape
-    runs = [
-        _run_positions(start, stop, len(weight), tokens.device)
-        for (start, stop), weight in zip(part_bounds(num_tokens, len(weights)), weights, strict=True)
+    bounds = part_bounds(num_tokens, len(run_lengths))
+    positions = [
+        _run_positions(start, stop, length, tokens.device)
+        for (start, stop), length in zip(bounds, run_lengths, strict=True)
     ]
     order = significance.argsort(dim=1, stable=True)
     # One gather for all parts, on the flattened batch: index_select is the fastest gather on CPU.
-    index = order[:, torch.cat(runs)] + torch.arange(batch, device=tokens.device)[:, None] * num_tokens
+    index = order[:, torch.cat(positions)] + torch.arange(batch, device=tokens.device)[:, None] * num_tokens
     picked = tokens.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, channels)
-    merged = []
-    for part, weight, bias in zip(picked.split([len(r) for r in runs], dim=1), weights, biases, strict=True):
-        part = part.unflatten(1, (-1, len(weight)))  # (B, m, g, C)
-        merged.append((weight @ part) + bias)
-    return torch.cat(merged, dim=1)
+    parts = picked.split([len(p) for p in positions], dim=1)
+    return [part.unflatten(1, (-1, length)) for part, length in zip(parts, run_lengths, strict=True)]
 
 
 def merge_tokens_reference(

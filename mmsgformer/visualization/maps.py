@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from mmsgformer.attention import HybridScaleAttention
 from mmsgformer.ops.token_merge import part_bounds
-from mmsgformer.sgformer import RUN_LENGTHS, STRIDES, SGFormer
+from mmsgformer.sgformer import MIN_SIZE, RUN_LENGTHS, STRIDES, SGFormer
 
 
 class SignificanceMap(NamedTuple):
@@ -26,6 +26,7 @@ def record_significance(backbone: SGFormer) -> Iterator[list[SignificanceMap]]:
     """Collect the maps of every forward pass within the `with` block, in the order of the blocks.
 
     With gradient checkpointing (`with_cp`) a backward pass within it runs the blocks, and adds maps, again.
+    With `ignore_padding` a padded batch has maps for each size of its images, one size after the other.
     """
     maps: list[SignificanceMap] = []
 
@@ -70,6 +71,8 @@ def batch_maps(model: nn.Module, batch: dict) -> list[SignificanceMap]:
     """The significance maps of a collated batch of one image, on the CPU, without the input's padding."""
     height, width = batch['data_samples'][0].img_shape[:2]
     inputs = model.data_preprocessor(batch, training=False)['inputs']
+    if model.backbone.ignore_padding:
+        inputs = inputs[..., : max(height, MIN_SIZE), : max(width, MIN_SIZE)]
     return [
         m._replace(values=m.values[:, : -(-height // stride), : -(-width // stride)].cpu())
         for m in significance_maps(model.backbone, inputs)

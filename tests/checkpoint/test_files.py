@@ -33,6 +33,12 @@ from mmsgformer.checkpoint.files import (
 WEIGHTS = {'stem.conv1.weight': torch.arange(12.0).view(3, 4), 'stem.norm1.bias': torch.ones(5)}
 
 
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch) -> None:
+    """Downloads go to the test's folder."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
+
+
 class MakesAFolder:
     """Unpickling this runs code."""
 
@@ -123,7 +129,7 @@ def test_a_truncated_file_is_an_error_wherever_it_ends(suffix, tmp_path):
     for seed in range(20):
         path = tmp_path / f'part.{suffix}'
         path.write_bytes(content[: random.Random(seed).randrange(1, len(content))])
-        with pytest.raises(CheckpointError, match=r'part.* is no checkpoint, or is damaged'):
+        with pytest.raises(CheckpointError, match=r'part.* is not a checkpoint or is damaged'):
             read_checkpoint(path)
 
 
@@ -222,8 +228,20 @@ def test_a_checkpoint_that_replaces_itself_stays(tmp_path):
     assert path.read_bytes() == b'new'
 
 
-def test_the_latest_checkpoint_is_the_newest_that_can_be_read(tmp_path):
-    """Not the highest number, which may be an older run's; not a best or a published one."""
+def test_the_latest_checkpoint_has_the_most_iterations(tmp_path):
+    """Whatever the files' times and names say: copying changes both. In a mix of both kinds too."""
+    for age, (name, iteration) in enumerate(
+        [('iter_90.pth', 90), ('epoch_2.pth', 200), ('epoch_10.pth', 100), ('epoch_1.pth', 100)]
+    ):
+        torch.save({**WEIGHTS, 'meta': {'iter': iteration}}, tmp_path / name)
+        os.utime(tmp_path / name, (age, age))
+    assert latest_checkpoint(tmp_path) == str(tmp_path / 'epoch_2.pth')
+    (tmp_path / 'epoch_2.pth').write_bytes((tmp_path / 'epoch_2.pth').read_bytes()[:300])
+    assert latest_checkpoint(tmp_path) == str(tmp_path / 'epoch_1.pth')  # the newer of two
+
+
+def test_without_iterations_the_latest_checkpoint_is_the_newest_that_can_be_read(tmp_path):
+    """Not the highest number; not a best or a published one."""
     assert latest_checkpoint(tmp_path) is None
     names = ('epoch_12.pth', 'epoch_3.pth', 'best_mIoU_iter_40.pth', 'model-12345678.pth', 'epoch_4.pth')
     for age, name in enumerate(names):
@@ -250,7 +268,7 @@ def stop_within_a_write(child: int, folder: Path) -> None:
 
 def kill_within_writes(folder: Path) -> None:
     """Training is killed within a write and resumed, three times; what was announced must be there."""
-    import soak  # in this folder; registers names that other tests register
+    import soak  # registers names that other tests register
 
     for attempt in range(3):
         (folder / 'announced').unlink(missing_ok=True)
@@ -269,7 +287,8 @@ def kill_within_writes(folder: Path) -> None:
 
 def test_killed_while_saving(tmp_path):
     """Training runs, killed while they write a checkpoint: the last one announced can be read."""
-    code = f'import sys, pathlib, {Path(__file__).stem} as t; t.kill_within_writes(pathlib.Path(sys.argv[1]))'
-    command = [sys.executable, '-c', code, str(tmp_path)]
-    result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=300)
+    code = f'from checkpoint import test_files as t; t.kill_within_writes(t.Path({str(tmp_path)!r}))'
+    tests = Path(__file__).parents[1]
+    command = [sys.executable, '-c', code]
+    result = subprocess.run(command, cwd=tests, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr

@@ -59,7 +59,13 @@ def entries(work_dir: Path) -> list[dict]:
 @pytest.mark.parametrize(
     ('config', 'data', 'length', 'metric'),
     [
-        (DETECTOR, 'coco_tiny', {'train_cfg.max_epochs': 2, 'train_cfg.val_interval': 2}, 'coco/segm_mAP'),
+        pytest.param(
+            DETECTOR,
+            'coco_tiny',
+            {'train_cfg.max_epochs': 2, 'train_cfg.val_interval': 2},
+            'coco/segm_mAP',
+            marks=pytest.mark.slow,
+        ),
         (SEGMENTER, 'ade_tiny', {'train_cfg.max_iters': 25, 'train_cfg.val_interval': 25}, 'mIoU'),
     ],
 )
@@ -72,6 +78,7 @@ def test_the_loss_falls_and_the_model_is_evaluated(run_tool, photos, tmp_path, c
     assert metric in entries(tmp_path)[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('config', 'data', 'length', 'iterations'),
     [
@@ -79,10 +86,10 @@ def test_the_loss_falls_and_the_model_is_evaluated(run_tool, photos, tmp_path, c
         (SEGMENTER, 'ade_tiny', {'train_cfg.max_iters': 3}, 3),
     ],
 )
-def test_two_processes_train(run_tool, photos, tmp_path, free_port, config, data, length, iterations):
+def test_two_processes_train(run_in_a_process, photos, tmp_path, free_port, config, data, length, iterations):
     arguments = ['--data-root', photos / data, '--work-dir', tmp_path, *options(SMALL[config] | length)]
     on_cpu = {'PORT': free_port(), 'CUDA_VISIBLE_DEVICES': ''}
-    result = run_tool('dist_train.sh', config, 2, *arguments, **on_cpu)
+    result = run_in_a_process('dist_train.sh', config, 2, *arguments, **on_cpu)
     assert result.returncode == 0, result.stderr
     losses = [entry['loss'] for entry in entries(tmp_path) if 'loss' in entry]
     assert len(losses) == iterations
@@ -102,8 +109,9 @@ def test_mask_rcnn_at_full_size(photos):
     sample = DetDataSample()
     sample.set_metainfo({'img_shape': size, 'ori_shape': size, 'scale_factor': (1.0, 1.0)})
     data = model.data_preprocessor({'inputs': [image], 'data_samples': [sample]})
+    maps = []
+    model.neck.register_forward_hook(lambda _, __, output: maps.extend(output))
     with torch.no_grad():
-        maps = model.extract_feat(data['inputs'])
         (result,) = model(**data, mode='predict')
     assert [m.shape for m in maps] == [(1, 256, 800 // s, 1344 // s) for s in (4, 8, 16, 32)] + [
         (1, 256, 13, 21)

@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 
 from mmsgformer.data import DataError
 from mmsgformer.data.paths import set_data_root
-from mmsgformer.engine.exact_resume import Placed, make_exact
+from mmsgformer.engine.exact_resume import SeededIndex, enable_exact_resume
 
 ROOT = Path(__file__).parents[2]
 DETECTOR = ROOT / 'configs' / 'demo' / 'mask-rcnn_sgformer-tiny_fpn_shapes.py'
@@ -56,13 +56,15 @@ def load(config: Path, data: Path) -> torch.utils.data.Dataset:
     if config == SEGMENTER:
         cfg.train_dataloader.dataset.pipeline.insert(2, CROP)
     init_default_scope(cfg.default_scope)
-    make_exact(cfg)
+    enable_exact_resume(cfg)
     return DATASETS.build(cfg.train_dataloader.dataset)
 
 
 def train(model: torch.nn.Module, dataset: torch.utils.data.Dataset, index: int = 0) -> None:
     """Forward and backward of one sample; losses and gradients are numbers."""
-    batch = model.data_preprocessor(pseudo_collate([dataset[Placed(index, (index,))]] * 2), training=True)
+    batch = model.data_preprocessor(
+        pseudo_collate([dataset[SeededIndex(index, (index,))]] * 2), training=True
+    )
     loss, _ = model.parse_losses(model(**batch, mode='loss'))
     loss.backward()
     assert loss.isfinite()
@@ -118,7 +120,7 @@ def test_a_box_outside_the_image_is_lost_and_one_partly_outside_is_cut(data, mod
     objects = edit(data, change)
     dataset = load(DETECTOR, data)
     assert len(dataset.get_data_info(0)['instances']) == len(objects) - 1
-    boxes = dataset[Placed(0, (0,))]['data_samples'].gt_instances.bboxes.tensor
+    boxes = dataset[SeededIndex(0, (0,))]['data_samples'].gt_instances.bboxes.tensor
     assert boxes.min() >= 0
     assert boxes.max() <= 112
     train(models[DETECTOR], dataset)
@@ -127,7 +129,7 @@ def test_a_box_outside_the_image_is_lost_and_one_partly_outside_is_cut(data, mod
 def test_a_mask_outside_the_image_is_cut(data, models):
     edit(data, lambda c: first(c)[0].update(segmentation=[[0, 0, 250, 0, 250, 20]]))
     dataset = load(DETECTOR, data)
-    assert dataset[Placed(0, (0,))]['data_samples'].gt_instances.masks.masks.shape[1:] == (112, 112)
+    assert dataset[SeededIndex(0, (0,))]['data_samples'].gt_instances.masks.masks.shape[1:] == (112, 112)
     train(models[DETECTOR], dataset)
 
 
@@ -135,7 +137,7 @@ def test_a_mask_outside_the_image_is_cut(data, models):
 def test_a_mask_of_another_size_or_none_is_named(mask, data):
     edit(data, lambda c: first(c)[0].update(segmentation=mask))
     with pytest.raises(DataError, match=r'000001\.jpg'):
-        load(DETECTOR, data)[Placed(0, (0,))]
+        load(DETECTOR, data)[SeededIndex(0, (0,))]
 
 
 def test_a_class_that_the_annotations_lack_shifts_the_others(data):
@@ -180,7 +182,7 @@ def test_an_unreadable_image_is_named(config, defect, data):
     dataset = load(config, data)  # a missing one that is listed
     UNREADABLE[defect](data / IMAGES[config] / '000001.jpg')
     with pytest.raises(DataError, match=r'000001\.jpg'):
-        dataset[Placed(0, (0,))]
+        dataset[SeededIndex(0, (0,))]
 
 
 LABEL_MAPS = UNREADABLE | {'a pixel wide': lambda path: Image.new('L', (1, 1)).save(path)}
@@ -191,7 +193,7 @@ def test_a_label_map_that_is_none_is_named(defect, data):
     dataset = load(SEGMENTER, data)
     LABEL_MAPS[defect](data / 'annotations' / 'training' / '000001.png')
     with pytest.raises(DataError, match=r'000001.jpg, .*000001.png'):
-        dataset[Placed(0, (0,))]
+        dataset[SeededIndex(0, (0,))]
 
 
 def test_a_label_map_with_several_channels_fails_in_the_loss(data, models):
@@ -298,6 +300,6 @@ def test_pictures_of_extreme_shapes(config, size, scale, data, models):
         dataset.pipeline.transforms[2].scale = scale
     if size[0] == 20000 and scale == (112, 112):
         with pytest.raises(DataError, match=r'000001\.jpg'):
-            dataset[Placed(0, (0,))]
+            dataset[SeededIndex(0, (0,))]
     else:
         train(models[config], dataset)

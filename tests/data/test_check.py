@@ -21,10 +21,19 @@ CONFIGS = {
 }
 
 
-def check(task: str, data: Path, splits: tuple[str, ...] = ('train', 'val')) -> list:
-    """The problems of a task's demo config with this data."""
+def check(task: str, data: Path, splits: tuple[str, ...] = ('train', 'val'), **options: object) -> list:
+    """The problems of a task's demo config with this data, without how often each class occurs."""
+    return without_counts(check_with_counts(task, data, splits, **options))
+
+
+def without_counts(problems: list) -> list:
+    return [p for p in problems if p.is_error or not p.file.endswith('_dataloader.dataset')]
+
+
+def check_with_counts(task: str, data: Path, splits: tuple[str, ...], **options: object) -> list:
     cfg = Config.fromfile(ROOT / CONFIGS[task])
     set_data_root(cfg, str(data))
+    cfg.merge_from_dict(options)
     return check_data(cfg, splits, lambda results, _: results)[0]
 
 
@@ -208,9 +217,10 @@ def test_mmpretrains_own_lists_are_read(kind, labels, wrong, data):
     (data / 'list.json').write_text(json.dumps({'metainfo': {'classes': classes}, 'data_list': listed}))
     cfg = Config.fromfile(ROOT / CONFIGS['classification'])
     cfg.train_dataloader.dataset = dict(type=kind, ann_file=str(data / 'list.json'), pipeline=[])
+    cfg.val_dataloader = cfg.test_dataloader = None
     problems, count = check_data(cfg, ('train',), lambda results, _: results)
     assert count == 2
-    expect(problems, [(images[1].name, f'class {label}, but', True) for label in wrong])
+    expect(without_counts(problems), [(images[1].name, f'class {label}, but', True) for label in wrong])
 
 
 def test_a_large_image_is_sound(data):
@@ -262,9 +272,9 @@ def test_every_defect_of_classification_data_is_found(data):
 
 def test_a_class_folder_too_many_is_named(data):
     shutil.copytree(data / 'val' / 'disc', data / 'val' / 'hexagon')
-    (problem,) = check('classification', data)
-    assert problem.is_error
-    assert 'subfolders (5)' in problem.text
+    problems = check('classification', data)
+    assert all(problem.is_error for problem in problems)
+    assert "has 5 folders, 'disc', 'hexagon', 'square', 'star', 'triangle', but" in problems[0].text
 
 
 def test_a_model_of_too_few_classes_is_named(shapes):
@@ -272,4 +282,123 @@ def test_a_model_of_too_few_classes_is_named(shapes):
     set_data_root(cfg, str(shapes))
     cfg.model.roi_head.bbox_head.num_classes = cfg.model.roi_head.mask_head.num_classes = 3
     problems, _ = check_data(cfg, ('train',), lambda results, _: results)
-    assert 'the model has num_classes=3' in problems[0].text
+    assert 'is 3, but train_dataloader.dataset has 4 classes' in problems[0].text
+
+
+@pytest.mark.parametrize(
+    ('task', 'total'), [('detection', 60), ('segmentation', 16 * 112 * 112), ('classification', 60)]
+)
+def test_how_often_each_class_occurs_is_counted(task, total, shapes):
+    """Objects, pixels or images: all of the training data, and a word on a class that never does."""
+    counts = [p.text for p in check_with_counts(task, shapes, ('train',)) if not p.is_error]
+    numbers = [int(word.strip(',').replace(',', '')) for word in counts[0].split() if word[0].isdigit()]
+    assert sum(numbers) == total
+    assert not any('never has' in text for text in counts)
+
+
+def test_a_class_without_any_pixel_is_noted(data):
+    """Masks of 0 and 255, as image editors write them: 255 is ignored, and nothing is left to learn."""
+    for path in (data / 'annotations' / 'training').iterdir():
+        labels = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        cv2.imwrite(str(path), np.where(labels > 1, 255, 1).astype(np.uint8))
+    notes = [p.text for p in check_with_counts('segmentation', data, ('train',)) if not p.is_error]
+    assert any('never has disc, square, triangle, star' in text for text in notes)
+
+
+@pytest.mark.parametrize('everywhere', [True, False])
+def test_another_ignored_label_than_255_is_as_the_heads_have_it(everywhere, data):
+    """CamVid's void is 11."""
+    for path in (data / 'annotations' / 'training').iterdir():
+        labels = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        labels[:9] = 11
+        cv2.imwrite(str(path), labels)
+    options = (
+        {f'model.{head}.ignore_index': 11 for head in ('decode_head', 'auxiliary_head')} if everywhere else {}
+    )
+    problems = check('segmentation', data, ('train',), **options)
+    assert len(problems) == (0 if everywhere else 16)
+    assert all('ids out of range: 11' in problem.text for problem in problems)
+
+
+def test_images_of_another_ending_are_named(data):
+    for path in (data / 'images' / 'training').iterdir():
+        path.rename(path.with_suffix('.png'))
+    (problem,) = check('segmentation', data, ('train',))
+    assert "that end in .jpg: there are 16 .png files; set img_suffix='.png'" in problem.text
+
+
+def test_reduce_zero_label_in_one_place_is_named(data):
+    cfg = {'train_dataloader.dataset.pipeline.1.reduce_zero_label': False}
+    problems = check('segmentation', data, ('train',), **cfg)
+    assert (
+        'reduce_zero_label=True, but LoadAnnotations in its pipeline False; set both alike'
+        in problems[0].text
+    )
+
+
+def edit_annotations(data: Path, change) -> None:
+    file = data / 'annotations' / 'instances_train2017.json'
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+
+
+def test_an_annotation_with_id_0_is_an_error(data):
+    """pycocotools takes 0 for "no match": the truth itself would not score 1.0."""
+    edit_annotations(data, lambda c: [a.update(id=i) for i, a in enumerate(c['annotations'])])
+    (problem,) = check('detection', data, ('train',))
+    assert problem.is_error
+    assert 'an annotation with id 0' in problem.text
+
+
+def test_images_that_training_leaves_out_are_counted(data):
+    """Those without objects, where the config says so."""
+
+    def empty(content: dict) -> None:
+        gone = {image['id'] for image in content['images'][:5]}
+        content['annotations'] = [a for a in content['annotations'] if a['image_id'] not in gone]
+
+    edit_annotations(data, empty)
+    assert not check('detection', data, ('train',))
+    filtering = {'train_dataloader.dataset.filter_cfg': dict(_delete_=True, filter_empty_gt=True)}
+    (problem,) = check('detection', data, ('train',), **filtering)
+    assert not problem.is_error
+    assert problem.text.startswith('5 of 16 images have no objects')
+
+
+VOC = """<annotation><size><width>112</width><height>112</height></size>
+<object><name>{name}</name><bndbox><xmin>{x}</xmin><ymin>5</ymin><xmax>{right}</xmax><ymax>50</ymax></bndbox></object>
+</annotation>"""
+
+
+@pytest.mark.parametrize(
+    ('values', 'message'),
+    [
+        ({}, None),
+        ({'name': 'sqare'}, "2 objects are called 'sqare', which is no class of the config"),
+        ({'right': 900}, 'outside the image of 112 x 112'),
+        ({'x': 99}, 'square has an empty box'),
+        ({'x': 'left'}, 'cannot be read as VOC annotations'),
+    ],
+)
+def test_vocs_annotations(values, message, data):
+    """Names that are no class, and boxes that leave the image."""
+    for folder in ('Annotations', 'JPEGImages'):
+        (data / folder).mkdir()
+    for name in ('000001', '000002'):
+        shutil.copy(data / 'train2017' / f'{name}.jpg', data / 'JPEGImages')
+        text = VOC.format(**{'name': 'square', 'x': 5, 'right': 60, **values})
+        (data / 'Annotations' / f'{name}.xml').write_text(text)
+    (data / 'list.txt').write_text('000001\n000002\n')
+    voc = dict(
+        _delete_=True,
+        type='XMLDataset',
+        ann_file='list.txt',
+        data_root=str(data),
+        data_prefix=dict(sub_data_root=''),
+        metainfo=dict(classes=('disc', 'square', 'triangle', 'star')),
+        pipeline=[],
+    )
+    problems = check('detection', data, ('train',), **{'train_dataloader.dataset': voc})
+    assert bool(problems) == (message is not None)
+    assert all(message in problem.text for problem in problems)

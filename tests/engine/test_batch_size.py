@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mmengine.config import Config
+from mmengine.hooks import EMAHook
 
 from mmsgformer.engine.batch_size import accumulate_to_base, check_auto_scale_lr, report_batch_size
 
@@ -61,16 +62,24 @@ def test_what_accumulates_already_is_not_multiplied_again(tmp_path):
 COUNTS = {
     'train_cfg': dict(max_iters=100, val_begin=10, val_interval=5, dynamic_intervals=[(50, 2)]),
     'scheduler': dict(begin=1, end=9, T_max=8, step_size=3, milestones=[4, 6], total_steps=8, periods=[2, 6]),
-    'checkpoint': dict(interval=5, save_begin=50),
+    'CheckpointHook': dict(interval=5, save_begin=50),
     'EMAHook': dict(interval=2, begin_iter=10),
+    'MeanTeacherHook': dict(interval=3),
     'SignificanceVisHook': dict(interval=5),
+    'LoggerHook': dict(interval=50),
 }
+HOOKS = [name for name in COUNTS if name.endswith('Hook')]
 
 
+@pytest.mark.parametrize('place', ['default_hooks', 'custom_hooks'])
 @pytest.mark.parametrize('by_epoch', [False, True])
-def test_all_that_is_counted_in_iterations_grows(by_epoch):
-    """What is counted in epochs stays."""
+def test_all_that_is_counted_in_iterations_grows(by_epoch, place):
+    """In hooks too, whichever list they stand in. What is counted in epochs stays, and what is logged."""
     train = dict(max_epochs=3, val_begin=2, val_interval=1) if by_epoch else COUNTS['train_cfg']
+    hooks = [dict(COUNTS[name], type=name) for name in HOOKS]
+    hooks[0]['by_epoch'] = by_epoch
+    if place == 'default_hooks':
+        hooks = {'timer': None, **{f'hook_{i}': hook for i, hook in enumerate(hooks)}}
     cfg = Config(
         dict(
             train_cfg=dict(train),
@@ -78,21 +87,30 @@ def test_all_that_is_counted_in_iterations_grows(by_epoch):
             auto_scale_lr=dict(base_batch_size=8),
             optim_wrapper=dict(),
             param_scheduler=[dict(COUNTS['scheduler'], by_epoch=by_epoch)],
-            default_hooks=dict(checkpoint=dict(COUNTS['checkpoint'], by_epoch=by_epoch)),
-            custom_hooks=[dict(COUNTS[name], type=name) for name in ('EMAHook', 'SignificanceVisHook')],
+            **{place: hooks},
         )
     )
     accumulate_to_base(cfg, processes=2)
+    hooks = [hook for hook in (cfg[place] if isinstance(cfg[place], list) else cfg[place].values()) if hook]
     found = {
         'train_cfg': (train, cfg.train_cfg),
         'scheduler': (COUNTS['scheduler'], cfg.param_scheduler[0]),
-        'checkpoint': (COUNTS['checkpoint'], cfg.default_hooks.checkpoint),
-        **{hook.type: (COUNTS[hook.type], hook) for hook in cfg.custom_hooks},
+        **{hook.type: (COUNTS[hook.type], hook) for hook in hooks},
     }
+    by_epochs = ('train_cfg', 'scheduler', 'CheckpointHook') if by_epoch else ()
     for name, (before, after) in found.items():
-        factor = 1 if by_epoch and 'Hook' not in name else 2
+        factor = 1 if name in (*by_epochs, 'LoggerHook') else 2
         for key, value in before.items():
             np.testing.assert_array_equal(after[key], np.multiply(value, factor), err_msg=key)
+
+
+@pytest.mark.parametrize('kind', ['EMAHook', 'mmengine.EMAHook', EMAHook])
+def test_an_average_over_every_iteration_becomes_one_over_every_step(kind):
+    """Its interval of 1 need not be written down; a hook's type may be a class, or a name with its scope."""
+    cfg = load(COCO)
+    cfg.default_hooks.ema = dict(type=kind)
+    accumulate_to_base(cfg, processes=4)
+    assert cfg.default_hooks.ema.interval == 2
 
 
 @pytest.mark.parametrize('hooks', [None, {}, {'checkpoint': None}])

@@ -3,12 +3,12 @@
 tests/configs/test_configs.py holds the parameters, where it builds every model.
 """
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 import yaml
 from mmengine.config import Config
+from tool_calls import load_tool
 
 from mmsgformer.release.flops import DEFAULT_SHAPES, count_costs
 from mmsgformer.release.model_index import read_models
@@ -42,8 +42,6 @@ def test_nothing_claims_weights_and_all_results_are_marked_as_the_papers():
 
 
 def test_the_docs_tables_are_the_metafiles():
-    spec = importlib.util.spec_from_file_location('make_model_zoo', ROOT / 'tools' / 'make_model_zoo.py')
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_tool('make_model_zoo')
     page = tool.PAGE.read_text()
     assert tool.fill(page) == page, 'run python tools/make_model_zoo.py'

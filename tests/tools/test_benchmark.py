@@ -1,11 +1,10 @@
 """The benchmark runs, and writes what it measured."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 import torch
+from tool_calls import load_tool
 
 SMALL = (
     "small={'type': 'SGFormer', 'arch': {'embed_dims': (32, 64, 128, 256), 'depths': (1, 1, 2, 1), "
@@ -43,21 +42,10 @@ def test_what_it_cannot_read_is_named(run_tool):
         assert 'is neither one of' in result.stderr or 'is not SIZE[:BATCH]' in result.stderr
 
 
-@pytest.fixture(scope='module')
-def benchmark():
-    """The tool as a module."""
-    spec = importlib.util.spec_from_file_location(
-        'benchmark', Path(__file__).parents[2] / 'tools/benchmark.py'
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize(('has_gpu', 'device'), [(True, 'cuda'), (False, 'cpu')])
-def test_a_gpu_is_measured_where_there_is_one(benchmark, has_gpu, device, monkeypatch, tmp_path):
+def test_a_gpu_is_measured_where_there_is_one(has_gpu, device, monkeypatch, tmp_path):
     """Not the CPU beside it."""
-    measured = []
+    benchmark, measured = load_tool('benchmark'), []
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: has_gpu)
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'a GPU')
     monkeypatch.setattr(benchmark, 'measure', lambda arguments: measured.append(arguments.device) or [])
@@ -65,8 +53,9 @@ def test_a_gpu_is_measured_where_there_is_one(benchmark, has_gpu, device, monkey
     assert measured == [device]
 
 
-def test_what_does_not_compile_or_fit_is_left_out(benchmark):
+def test_what_does_not_compile_or_fit_is_left_out():
     """The others are measured, and the table says so."""
+    benchmark = load_tool('benchmark')
 
     def fail(error: Exception) -> None:
         raise error

@@ -1,7 +1,7 @@
 """tools/infer.py on a folder with a bad image and on a video, as a user would run it."""
 
-import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import mmcv
@@ -12,6 +12,9 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import BaseDataElement, PixelData
 from pycocotools import mask as coco_mask
+from tool_calls import load_tool
+
+from mmsgformer.visualization.predictions import Predictor
 
 CONFIGS = Path(__file__).parents[2] / 'configs' / 'demo'
 
@@ -44,9 +47,7 @@ def test_a_folder_with_a_bad_image(run_tool, shapes, tmp_path):
 @pytest.mark.parametrize(('num_classes', 'dtype'), [(256, np.uint8), (300, np.uint16)])
 def test_a_label_map_holds_every_class(num_classes, dtype, tmp_path):
     """Also above 256 of them, where 8 bits would count from 0 again."""
-    spec = importlib.util.spec_from_file_location('infer', CONFIGS.parents[1] / 'tools/infer.py')
-    infer = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(infer)
+    infer = load_tool('infer')
     last = num_classes - 1
     sample = BaseDataElement(pred_sem_seg=PixelData(data=torch.tensor([[[0, 1], [last, last]]])))
     classes = tuple(f'class {i}' for i in range(num_classes))
@@ -81,3 +82,64 @@ def test_what_cannot_be_read_is_named(run_tool, name, tmp_path):
     assert result.returncode == 1
     assert name in result.stderr
     assert 'Traceback' not in result.stderr
+
+
+@pytest.fixture
+def folder(shapes, tmp_path) -> Path:
+    """Three images, a.jpg, b.jpg and c.jpg."""
+    (tmp_path / 'images').mkdir()
+    for number, name in enumerate('abc', start=1):
+        image = shapes / 'val2017' / f'{number:06d}.jpg'
+        shutil.copy(image, tmp_path / 'images' / f'{name}.jpg')
+    return tmp_path / 'images'
+
+
+@pytest.mark.parametrize(
+    ('failure', 'code', 'left', 'message'),
+    [
+        (RuntimeError('too large'), 1, ['a.jpg', 'c.jpg'], 'b.jpg failed: RuntimeError: too large'),
+        (KeyboardInterrupt(), 130, ['a.jpg'], 'has the images until then'),
+    ],
+    ids=['failure', 'Ctrl-C'],
+)
+@pytest.mark.parametrize('step', ['predict', 'draw'])
+def test_what_was_predicted_is_kept(
+    run_tool, monkeypatch, failure, code, left, message, step, folder, tmp_path
+):
+    """When one image fails in any way, and when the user stops."""
+    plain = getattr(Predictor, step)
+
+    def fails(self: Predictor, path: Path, *arguments: object) -> object:
+        if path.name == 'b.jpg':
+            raise failure
+        return plain(self, path, *arguments)
+
+    monkeypatch.setattr(Predictor, step, fails)
+    arguments = model_arguments('sgformer-tiny_upernet_shapes.py', tmp_path)
+    result = run_tool('infer.py', folder, *arguments, '--out-dir', tmp_path / 'out')
+    assert result.returncode == code
+    assert message in result.stderr
+    assert 'Traceback' not in result.stderr
+    predictions = json.loads((tmp_path / 'out' / 'predictions.json').read_text())
+    assert [name for name in predictions if step == 'predict' or name != 'b.jpg'] == left
+
+
+@pytest.mark.parametrize(
+    ('tool', 'there', 'message'),
+    [
+        ('infer.py', 'out/predictions.json', 'predictions.json is there already'),
+        ('infer.py', 'out/pictures/a.jpg.png', 'a.jpg.png is there already'),
+        ('visualize_significance.py', 'out/a.jpg.png', 'a.jpg.png is there already'),
+        ('infer.py', 'out', 'out cannot be written to'),
+        ('visualize_significance.py', 'out', 'out cannot be written to'),
+    ],
+)
+def test_a_place_for_the_results_is_checked_first(run_tool, tool, there, message, folder, tmp_path):
+    """Before the model, which does not exist here: earlier results are kept, a file is no folder."""
+    (tmp_path / there).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / there).touch()
+    result = run_tool(tool, 'a.py', 'b.pth', folder, '--out-dir', tmp_path / 'out')
+    assert result.returncode == 1
+    (line,) = result.stderr.splitlines()
+    assert message in line
+    assert '--out-dir' in line

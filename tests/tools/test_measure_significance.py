@@ -1,6 +1,5 @@
 """tools/measure_significance.py, with weights for which the answer is known."""
 
-import importlib.util
 import re
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import torch
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import DATASETS, MODELS, init_default_scope
+from tool_calls import load_tool
 
 from mmsgformer.data.paths import set_data_root
 
@@ -46,12 +46,25 @@ def test_a_config_that_is_not_there_is_named(run_tool):
     assert 'Traceback' not in result.stderr
 
 
+def test_boxes_without_masks_are_refused(run_tool, shapes, tmp_path):
+    """In one line that says what to set."""
+    cfg = Config.fromfile(FOLDER / CONFIGS[0])
+    cfg.val_dataloader.dataset.pipeline[2].with_mask = False
+    cfg.dump(tmp_path / 'boxes.py')
+    init_default_scope(cfg.default_scope)
+    torch.save({'state_dict': MODELS.build(cfg.model).state_dict()}, tmp_path / 'weights.pth')
+    arguments = (tmp_path / 'boxes.py', tmp_path / 'weights.pth', '--data-root', shapes)
+    result = run_tool('measure_significance.py', *arguments)
+    assert result.returncode == 1
+    assert 'boxes without masks' in result.stderr
+    assert 'with_mask=True' in result.stderr
+    assert 'Traceback' not in result.stderr
+
+
 @pytest.mark.parametrize('value', [0.0, 1.0])
 def test_images_that_show_one_kind_only_are_refused(value, shapes, monkeypatch):
     """No object, or no background: there is nothing to compare."""
-    spec = importlib.util.spec_from_file_location('tool', FOLDER.parents[1] / 'tools/measure_significance.py')
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = load_tool('measure_significance')
     cfg = Config.fromfile(FOLDER / CONFIGS[1])
     set_data_root(cfg, str(shapes))
     init_default_scope(cfg.default_scope)

@@ -1,12 +1,10 @@
 """tools/plot_logs.py reads MMEngine's logs as they are written, and says what is not there."""
 
 import json
-import runpy
 from pathlib import Path
 
 import pytest
-
-TOOL = Path(__file__).parents[2] / 'tools' / 'plot_logs.py'
+from tool_calls import load_tool
 
 
 @pytest.fixture
@@ -28,7 +26,7 @@ def work_dir(tmp_path) -> Path:
 
 
 def test_curves_are_by_iteration(work_dir):
-    curves = runpy.run_path(str(TOOL))['read_curves'](work_dir)
+    curves = load_tool('plot_logs').read_curves(work_dir)
     assert curves['loss'] == [(10, 2.0), (20, 1.0)]
     assert curves['coco/bbox_mAP'] == [(10, 0.1)]
 

@@ -6,8 +6,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from PIL import Image
 
 from mmsgformer.checkpoint.files import CheckpointError
 from mmsgformer.visualization.drawing import draw_panel
@@ -57,6 +59,35 @@ def test_padding_is_not_shown(shapes, tmp_path):
 
 def write_noise(path: Path, height: int, width: int) -> None:
     cv2.imwrite(str(path), np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
+
+
+def test_pictures_are_drawn_on_the_pixels_that_the_pipeline_read(shapes, tmp_path):
+    """A photo that its EXIF turns by 90 degrees, with a pipeline that ignores that, as its boxes do."""
+    with Image.open(shapes / 'val2017' / '000001.jpg') as photo:
+        stored = np.asarray(photo.convert('RGB').crop((0, 0, 112, 80)))
+    path = tmp_path / 'turned.png'
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(stored).save(path, exif=exif)
+    cfg = Config.fromfile(CONFIGS / KINDS['detector'])
+    for color_type, expected in (('color', np.rot90(stored, -1)), ('color_ignore_orientation', stored)):
+        cfg.test_dataloader.dataset.pipeline[0].color_type = color_type
+        cfg.dump(tmp_path / 'config.py')
+        predictor = Predictor(tmp_path / 'config.py', untrained('detector', tmp_path), device='cpu')
+        sample = predictor.predict(path)
+        sample.pred_instances = sample.pred_instances[:0]  # what is drawn then is the image
+        assert sample.ori_shape == expected.shape[:2]
+        np.testing.assert_array_equal(predictor.draw(path, sample), expected)
+
+
+@pytest.mark.parametrize('flag', ['color', 'unchanged', 'grayscale'])
+@pytest.mark.parametrize('to_float32', [False, True])
+def test_whatever_a_pipeline_reads_can_be_drawn_on(flag, to_float32, tmp_path):
+    """Grey, with alpha, in floating point: three channels of 8 bits with the same values."""
+    cv2.imwrite(str(tmp_path / 'grey.png'), np.arange(12, dtype=np.uint8).reshape(3, 4))
+    image = read_image(tmp_path / 'grey.png', LoadImageFromFile(to_float32=to_float32, color_type=flag))
+    assert image.dtype == np.uint8
+    np.testing.assert_array_equal(image, np.arange(12).reshape(3, 4, 1).repeat(3, axis=2))
 
 
 @pytest.mark.parametrize('content', [None, '', 'no image'], ids=['absent', 'empty', 'text'])
