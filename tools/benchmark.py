@@ -29,9 +29,9 @@ from mmengine.registry import MODELS
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import mmsgformer  # noqa: F401  registers SGFormer
+from mmsgformer.release.flops import count_macs
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
@@ -190,14 +190,9 @@ def peak_memory_in_a_fresh_process(*arguments: object) -> float:
 
 
 def count_gmacs(config: dict, case: Case) -> float:
-    """Multiplications of one forward pass, in 10^9, as torch counts them on shapes alone.
-
-    Those of SGFormer's column means are not counted: they are no part of the method, only of how it is run.
-    """
-    backbone = build(config, 'infer').to('meta')
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        backbone(torch.empty(case.batch, 3, case.height, case.width, device='meta'))
-    return counter.get_total_flops() / 2e9
+    """Multiply-accumulates of one forward pass, in 10^9."""
+    image = torch.empty(case.batch, 3, case.height, case.width, device='meta')
+    return count_macs(build(config, 'infer').to('meta'), image)[''] / 1e9
 
 
 def measure(arguments: argparse.Namespace) -> Iterator[list[dict]]:
@@ -304,7 +299,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--modes', nargs='+', choices=MODES, default=['infer'], help='train: and backward')
     parser.add_argument('--amp', choices=AMP_DTYPES, help='autocast to this type (default: float32)')
     parser.add_argument('--compile', action='store_true', help='torch.compile as further columns')
-    parser.add_argument('--device', choices=['cpu', 'cuda'], default='cpu')
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    parser.add_argument('--device', choices=['cpu', 'cuda'], default=device, help=f'(default: {device})')
     parser.add_argument('--threads', type=int, default=torch.get_num_threads(), help='CPU threads')
     parser.add_argument('--warmup', type=int, default=2, help='steps before measuring')
     parser.add_argument('--rounds', type=int, default=7, help='measured steps of each backbone')

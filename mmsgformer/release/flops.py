@@ -1,26 +1,22 @@
-"""Counting a model's parameters and multiply-accumulates (MACs), module by module.
+"""Counting a model's parameters and multiply-accumulates (MACs), module by module, with torch's counter.
 
-MMEngine's analyser (fvcore's) counts, with two handles added: it passes over fused attention and miscounts a
-vector times a batch of matrices. What is counted is the published method, not this package's ways of running
-it: a second q k^T pass, which saves memory here, is left out, and tokens are merged twice, as in the released
-code, though once is enough.
+`torch.utils.flop_counter` counts convolutions, matrix products and attention, two operations per MAC, as they
+are run. Where a model allows it, it is run on the meta device: on shapes alone.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from math import prod
 from typing import Any, NamedTuple
-from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from mmengine.analysis import FlopAnalyzer
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
-
-from mmsgformer.ops import merge_tokens
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 # Height and width that models are compared at, by framework.
 DEFAULT_SHAPES = {'mmpretrain': (224, 224), 'mmdet': (800, 1280), 'mmseg': (512, 2048)}
@@ -37,6 +33,21 @@ class ModuleCost(NamedTuple):
     macs: int
 
 
+def count_macs(model: nn.Module, image: Tensor) -> dict[str, int]:
+    """MACs of `model(image)`: of the model, under the name '', and of every module in it."""
+    with FlopCounterMode(display=False, custom_mapping=_missing_formulas()) as counter, torch.no_grad():
+        model(image)
+    counts = {name: sum(count.values()) // 2 for name, count in counter.get_flop_counts().items()}
+    macs = {}
+    for name, module in reversed(list(model.named_modules())):
+        counted = counts.get('.'.join(filter(None, [type(model).__name__, name])))
+        if counted is None:  # it did nothing, or the model called its `forward` or its children instead of it
+            children = ('.'.join(filter(None, [name, child])) for child, _ in module.named_children())
+            counted = sum(macs.get(child, 0) for child in children)
+        macs[name] = counted
+    return macs
+
+
 def count_costs(cfg: Config, shape: tuple[int, int]) -> list[ModuleCost]:
     """Parameters and MACs of a config's model and of every module in it, in the model's order.
 
@@ -45,23 +56,20 @@ def count_costs(cfg: Config, shape: tuple[int, int]) -> list[ModuleCost]:
         shape: Height and width of the one image that it is run on, with random weights.
     """
     init_default_scope(cfg.default_scope)
-    model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
-    modules = dict(model.named_modules())
+    try:
+        return _count_on('meta', cfg, shape)
+    except RuntimeError:  # meta tensors have no values, on which an RPN's proposals depend, for one
+        return _count_on('cpu', cfg, shape)
+
+
+def _count_on(device: str, cfg: Config, shape: tuple[int, int]) -> list[ModuleCost]:
+    model = MODELS.build(deepcopy(cfg.model))  # building one may change its config
+    model = revert_sync_batchnorm(model).eval().to(device)
     model.forward = _forward(cfg.default_scope, model, shape)
-    analyzer = FlopAnalyzer(model, torch.randn(1, 3, *shape))
-    analyzer.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings('none')
-    analyzer.set_op_handle(
-        'aten::scaled_dot_product_attention', _attention_macs, 'aten::matmul', _matmul_macs
-    )
-    with (
-        torch.no_grad(),
-        mock.patch('mmsgformer.attention.attention_with_column_means', _attention_in_one_pass),
-        mock.patch('mmsgformer.attention.merge_tokens', _merge_twice),
-    ):
-        macs = analyzer.by_module()
+    macs = count_macs(model, torch.rand(1, 3, *shape, device=device))
     return [
-        ModuleCost(name, sum(p.numel() for p in module.parameters()), int(macs[name]))
-        for name, module in modules.items()
+        ModuleCost(name, sum(p.numel() for p in module.parameters()), macs[name])
+        for name, module in model.named_modules()
     ]
 
 
@@ -88,29 +96,16 @@ def _first_masks(mask_forward: Callable[..., dict], *args: Any) -> dict:
     return {'mask_preds': F.pad(results['mask_preds'], (0, 0, 0, 0, 0, 0, 0, missing))}
 
 
-def _shape(value: Any) -> list[int]:
-    return value.type().sizes()
+def _missing_formulas() -> dict[Any, Callable[..., int]]:
+    """Of products that torch's counter passes over: matrix by vector (token merging), and two on a CPU."""
+    formulas = {
+        torch.ops.aten.mv: lambda matrix, *_, **__: 2 * prod(matrix),
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    }
+    if torch.backends.mkldnn.is_available():
+        formulas[torch.ops.mkldnn._linear_pointwise] = lambda x, weight, *_, **__: 2 * prod(x) * weight[0]
+    return formulas
 
 
-def _attention_macs(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-    """q k^T and its product with v."""
-    q, k, v = (_shape(value) for value in inputs[:3])
-    return prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
-
-
-def _matmul_macs(inputs: Sequence[Any], outputs: Sequence[Any]) -> int:
-    """Every entry of a matrix product is a sum over the first factor's last axis."""
-    return prod(_shape(outputs[0])) * _shape(inputs[0])[-1]
-
-
-def _attention_in_one_pass(
-    q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, dropout_p: float, backend: str
-) -> tuple[Tensor, Tensor]:
-    """Stands in for `attention_with_column_means`: the attention, and some map of the right shape."""
-    mask = None if valid is None else valid[:, None, None, :]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask), q.new_zeros(len(k), k.shape[2])
-
-
-def _merge_twice(*args: Any) -> Tensor:
-    """Stands in for `merge_tokens`: the same result, computed as often as in the released code."""
-    return (merge_tokens(*args) + merge_tokens(*args)) / 2
+def _attention_flops(q: torch.Size, k: torch.Size, v: torch.Size, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(q, k, v)

@@ -5,6 +5,7 @@ tests/configs/test_configs.py holds the parameters, where it builds every model.
 
 from pathlib import Path
 
+import pytest
 import yaml
 from mmengine.config import Config
 from tool_calls import load_tool
@@ -23,10 +24,14 @@ def test_every_config_has_one_entry():
     assert all(Path(model.config).stem == model.name for model in MODELS)
 
 
-def test_a_detectors_macs_are_the_configs():
-    """The quickest one: all of them at full size take minutes. test_flops.py has the classifiers."""
-    (model,) = (model for model in MODELS if model.name == 'retinanet_sgformer-s_fpn_1x_coco')
-    assert count_costs(Config.fromfile(ROOT / model.config), DEFAULT_SHAPES['mmdet'])[0].macs == model.macs
+@pytest.mark.parametrize(
+    'name', ['retinanet_sgformer-s_fpn_1x', 'sgformer-s_semantic-fpn', 'sgformer-s_upernet']
+)
+def test_the_macs_are_the_configs(name):
+    """Of those that run on shapes alone; the others take a minute. test_flops.py has the classifiers."""
+    (model,) = (model for model in MODELS if model.name.startswith(name))
+    cfg = Config.fromfile(ROOT / model.config)
+    assert count_costs(cfg, DEFAULT_SHAPES[cfg.default_scope])[0].macs == model.macs
 
 
 def test_nothing_claims_weights_and_all_results_are_marked_as_the_papers():

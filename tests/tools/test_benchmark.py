@@ -42,6 +42,17 @@ def test_what_it_cannot_read_is_named(run_tool):
         assert 'is neither one of' in result.stderr or 'is not SIZE[:BATCH]' in result.stderr
 
 
+@pytest.mark.parametrize(('has_gpu', 'device'), [(True, 'cuda'), (False, 'cpu')])
+def test_a_gpu_is_measured_where_there_is_one(has_gpu, device, monkeypatch, tmp_path):
+    """Not the CPU beside it."""
+    benchmark, measured = load_tool('benchmark'), []
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: has_gpu)
+    monkeypatch.setattr(torch.cuda, 'get_device_name', lambda: 'a GPU')
+    monkeypatch.setattr(benchmark, 'measure', lambda arguments: measured.append(arguments.device) or [])
+    benchmark.main([SMALL, '--out', str(tmp_path)])
+    assert measured == [device]
+
+
 def test_what_does_not_compile_or_fit_is_left_out():
     """The others are measured, and the table says so."""
     benchmark = load_tool('benchmark')
