@@ -17,6 +17,7 @@ from mmsgformer.cli import (
     refuse_earlier_results,
     unknown_entries_named,
 )
+from mmsgformer.data import DataError
 from mmsgformer.engine.batch_size import (
     accumulate_to_base,
     check_auto_scale_lr,
@@ -128,7 +129,7 @@ def train(cfg: Config) -> None:
             runner = Runner.from_cfg(cfg)
             report_batch_size(cfg, runner.world_size)
             runner.train()
-    except (BadNumberError, CheckpointError) as error:
+    except (BadNumberError, CheckpointError, DataError) as error:
         raise SystemExit(f'error: {error}') from error
     except OSError as error:
         if error.errno not in _CANNOT_WRITE:

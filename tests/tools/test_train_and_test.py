@@ -209,6 +209,18 @@ def test_an_unknown_entry_is_one_line(run_tool, tool, option, name, shapes, tmp_
     assert 'Traceback' not in result.stderr
 
 
+def test_data_that_cannot_be_listed_are_one_line(run_tool, shapes, tmp_path):
+    """Images of another ending than the config's: no traceback, and what lists the reasons."""
+    data = shutil.copytree(shapes, tmp_path / 'data')
+    for path in (data / 'images' / 'training').iterdir():
+        path.rename(path.with_suffix('.bmp'))
+    result = run_tool('train.py', SEGMENTER, '--data-root', data, '--work-dir', tmp_path / 'work')
+    assert result.returncode == 1
+    assert 'Traceback' not in result.stderr
+    assert 'cannot be listed' in result.stderr
+    assert 'tools/check_dataset.py lists all that is wrong' in result.stderr
+
+
 def test_damaged_images_are_skipped_and_counted(run_tool, shapes, tmp_path):
     """Every fourth one is damaged; the workers count together."""
     data = shutil.copytree(shapes, tmp_path / 'data')
