@@ -54,17 +54,23 @@ def model(small) -> SGFormer:
 
 
 @pytest.fixture
-def two_threads() -> Iterator[None]:
-    torch.set_num_threads(2)
+def threads(request) -> Iterator[None]:
+    torch.set_num_threads(request.param)
     yield
     torch.set_num_threads(1)
 
 
-SIZES_IN_PARTS = [pytest.param(RANDOM_SIZES[i::5], marks=[pytest.mark.slow] if i else []) for i in range(5)]
-
-
-@pytest.mark.parametrize('sizes', SIZES_IN_PARTS, ids=lambda s: f'{len(s)}-sizes')
-def test_random_sizes(model, sizes, two_threads):
+@pytest.mark.parametrize(
+    ('sizes', 'threads'),
+    [
+        (RANDOM_SIZES[::5], 1),
+        (RANDOM_SIZES[:1], 2),  # threads that wait for a core take their time, beside other tests above all
+        *(pytest.param(RANDOM_SIZES[i::5], 2, marks=pytest.mark.slow) for i in range(1, 5)),
+    ],
+    ids=lambda value: f'{len(value)}-sizes' if isinstance(value, list) else f'{value}-threads',
+    indirect=['threads'],
+)
+def test_random_sizes(model, sizes, threads):
     """Right shapes, finite, and bit for bit the same on a second run, forward and backward."""
     for height, width in sizes:
         image = torch.randn(1, 3, height, width)

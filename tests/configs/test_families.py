@@ -55,6 +55,7 @@ FAMILIES = {
     'coco/mask-rcnn_sgformer-s_fpn_ms-3x_coco': COCO | MANY_SIZES | FEWER_BOXES | SMALL_HEAD,
     'coco/retinanet_sgformer-s_fpn_1x_coco': COCO | FIXED_SIZE,
     'ade20k/sgformer-s_semantic-fpn_8xb2-80k_ade20k-512x512': ADE20K,
+    'ade20k/sgformer-s_upernet_8xb2-160k_ade20k-512x512': ADE20K,
 }
 
 
