@@ -17,6 +17,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 from mmsgformer.checkpoint import names
+from mmsgformer.data import paths
 from mmsgformer.engine import (
     BadNumberHook,
     CheckpointLoadHook,
@@ -29,8 +30,9 @@ from mmsgformer.engine import (
 from mmsgformer.sgformer import SGFormer
 from mmsgformer.version import __version__
 
-# Where the docs had them before.
-sys.modules |= {f'{__name__}.exact_resume': exact_resume, f'{__name__}.official_names': names}
+# Under the names that scripts know from before.
+for _name, _module in {'dataset_paths': paths, 'exact_resume': exact_resume, 'official_names': names}.items():
+    sys.modules[f'{__name__}.{_name}'] = _module
 
 __all__ = [
     'BadNumberHook',

@@ -16,3 +16,17 @@ def test_configs_and_tools_are_shipped_as_openmmlab_packages_do(tmp_path):
             if '__pycache__' not in source.parts:
                 assert (mim / source.relative_to(ROOT)).exists(), source
     assert (mim / 'model-index.yml').exists()
+
+
+def test_imports_that_were_documented_go_on_working():
+    """And importing the package brings neither matplotlib nor a framework."""
+    program = (
+        'import sys; import mmsgformer; '
+        "assert not {'matplotlib', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain'} & set(sys.modules); "
+        'from mmsgformer.exact_resume import make_exact; '
+        'from mmsgformer.official_names import official_to_ours; '
+        'from mmsgformer.dataset_paths import set_data_root; '
+        'from mmsgformer.checkpoint import load_backbone; '
+        'from mmsgformer.visualization import draw_panel, significance_maps'
+    )
+    subprocess.run([sys.executable, '-c', program], check=True, cwd=ROOT)
