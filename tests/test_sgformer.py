@@ -65,7 +65,8 @@ def threads(request) -> Iterator[None]:
     [
         (RANDOM_SIZES[::5], 1),
         (RANDOM_SIZES[:1], 2),  # threads that wait for a core take their time, beside other tests above all
-        *(pytest.param(RANDOM_SIZES[i::5], 2, marks=pytest.mark.slow) for i in range(1, 5)),
+        *(pytest.param(RANDOM_SIZES[i::5], 1, marks=pytest.mark.slow) for i in range(1, 5)),
+        pytest.param(RANDOM_SIZES[1:11], 2, marks=pytest.mark.slow),
     ],
     ids=lambda value: f'{len(value)}-sizes' if isinstance(value, list) else f'{value}-threads',
     indirect=['threads'],
