@@ -85,7 +85,7 @@ NARROW = {
         pytest.param(
             DETECTOR,
             'coco_tiny',
-            {'train_cfg.max_epochs': 2, 'train_cfg.val_interval': 2},
+            {'train_cfg.max_epochs': 4, 'train_cfg.val_interval': 4},
             'coco/segm_mAP',
             marks=pytest.mark.slow,
         ),
