@@ -1,10 +1,10 @@
 """Count the parameters and multiply-accumulates (MACs) of a config's model, module by module.
 
-Counted for one image: convolutions, linear layers, matrix products, attention's two products (fused or not),
-and norms as five MACs per entry (BatchNorm two), as fvcore does. The significance is read off the attention
-and costs no product more; tokens are merged twice, as in the released code. Two-stage detectors run their box
-heads on the RPN's proposals (1000 with random weights) and their mask heads on 100 of them.
-Not counted: activations, softmax, sorting, RoIAlign, deformable attention's sampling, post-processing.
+Counted for one image, with torch's counter: convolutions, linear layers, matrix products and attention's two
+products (fused or not). The significance is read off the attention and costs no product more. Two-stage
+detectors run their box heads on the RPN's proposals (1000 with random weights) and their mask heads on 100.
+Not counted: norms, activations, softmax, sorting, pooling, RoIAlign, deformable attention's sampling,
+post-processing.
 """
 
 import argparse

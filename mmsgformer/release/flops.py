@@ -1,11 +1,10 @@
 """Counting a model's parameters and multiply-accumulates (MACs), module by module, with torch's counter.
 
 `torch.utils.flop_counter` counts convolutions, matrix products and attention, two operations per MAC, as they
-are run. Where a model allows it, it is run on the meta device: on shapes alone.
+are run.
 """
 
 from collections.abc import Callable
-from copy import deepcopy
 from functools import partial
 from math import prod
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 # Height and width that models are compared at, by framework.
@@ -34,7 +34,18 @@ class ModuleCost(NamedTuple):
 
 
 def count_macs(model: nn.Module, image: Tensor) -> dict[str, int]:
-    """MACs of `model(image)`: of the model, under the name '', and of every module in it."""
+    """MACs of `model(image)`: of the model, under the name '', and of every module in it.
+
+    Nothing is computed, unless the work depends on numbers, as with an RPN's proposals.
+    """
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            return _count_macs(model, image)
+    except RuntimeError:  # what fake tensors raise that are asked for their numbers
+        return _count_macs(model, image)
+
+
+def _count_macs(model: nn.Module, image: Tensor) -> dict[str, int]:
     with FlopCounterMode(display=False, custom_mapping=_missing_formulas()) as counter, torch.no_grad():
         model(image)
     counts = {name: sum(count.values()) // 2 for name, count in counter.get_flop_counts().items()}
@@ -56,17 +67,9 @@ def count_costs(cfg: Config, shape: tuple[int, int]) -> list[ModuleCost]:
         shape: Height and width of the one image that it is run on, with random weights.
     """
     init_default_scope(cfg.default_scope)
-    try:
-        return _count_on('meta', cfg, shape)
-    except RuntimeError:  # meta tensors have no values, on which an RPN's proposals depend, for one
-        return _count_on('cpu', cfg, shape)
-
-
-def _count_on(device: str, cfg: Config, shape: tuple[int, int]) -> list[ModuleCost]:
-    model = MODELS.build(deepcopy(cfg.model))  # building one may change its config
-    model = revert_sync_batchnorm(model).eval().to(device)
+    model = revert_sync_batchnorm(MODELS.build(cfg.model)).eval()
     model.forward = _forward(cfg.default_scope, model, shape)
-    macs = count_macs(model, torch.rand(1, 3, *shape, device=device))
+    macs = count_macs(model, torch.randn(1, 3, *shape))
     return [
         ModuleCost(name, sum(p.numel() for p in module.parameters()), macs[name])
         for name, module in model.named_modules()

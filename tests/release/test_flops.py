@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
-from torch import nn
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.module import register_module_forward_hook
 
 from mmsgformer import SGFormer
@@ -53,18 +54,30 @@ def test_the_classifiers_cost_what_the_released_ones_do(arch, parameters, releas
     assert sum(cost.macs for cost in parts) == total.macs
 
 
+class DependsOnNumbers(nn.Sequential):
+    """Which shapes alone cannot run."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if x.sum().item() else x
+
+
 @pytest.mark.parametrize('onednn', [False, True])
-def test_meta_tensors_cost_what_real_ones_do(tiny, onednn, monkeypatch):
-    """With MKL's products and with oneDNN's, which torch's counter does not know."""
+def test_shapes_alone_cost_what_numbers_do(tiny, onednn, monkeypatch):
+    """With torch's products and with oneDNN's."""
     monkeypatch.setattr(linear_cpu, '_ONEDNN_IS_QUICKER', onednn and torch.backends.mkldnn.is_available())
-    model = SGFormer(tiny).eval()
-    real = count_macs(model, torch.rand(1, 3, 70, 133))
-    assert count_macs(model.to('meta'), torch.empty(1, 3, 70, 133, device='meta')) == real
-    assert real['stages.0.blocks.0.ffn.fc1'] == 18 * 34 * 32 * 128
+    model, image, kinds = SGFormer(tiny).eval(), torch.rand(1, 3, 70, 133), []
+    model.register_forward_hook(lambda _, inputs, maps: kinds.append(type(maps[0])))
+    macs = count_macs(model, image)
+    assert kinds == [FakeTensor]
+    assert macs['stages.0.blocks.0.ffn.fc1'] == 18 * 34 * 32 * 128
+    assert count_macs(DependsOnNumbers(model), image) == {
+        '': macs[''],
+        **{f'0.{n}'.rstrip('.'): m for n, m in macs.items()},
+    }
 
 
 def test_a_detector_costs_what_is_counted_by_hand(monkeypatch, tiny):
-    """A cascade, whose proposals have no values on the meta device: 20 boxes and 10 masks in three heads."""
+    """A cascade, whose proposals depend on numbers: 20 boxes and 10 masks in three heads."""
     monkeypatch.setattr(flops, 'NUM_MASKS', 10)
     cfg = Config.fromfile(ROOT / 'configs/coco/cascade-mask-rcnn_sgformer-s_fpn_ms-3x_coco.py')
     cfg.model.backbone.arch = tiny
