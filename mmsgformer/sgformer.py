@@ -150,13 +150,19 @@ class Downsample(nn.Module):
         return self.norm3(x).permute(0, 2, 3, 1)
 
 
-class DepthwiseConvPlusInput(nn.Conv2d):
-    """x + depthwise 3x3 convolution of x, (B, C, H, W) -> same."""
+class DepthwiseConvGELU(nn.Conv2d):
+    """GELU(x + depthwise 3x3 convolution of x), (B, C, H, W) -> same."""
 
     def __init__(self, dim: int) -> None:
         super().__init__(dim, dim, 3, padding=1, groups=dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        y = self.plus_input(x)
+        # Nobody else has seen y: without a gradient its memory serves again.
+        return F.gelu(y) if y.requires_grad else torch.ops.aten.gelu_(y)
+
+    def plus_input(self, x: Tensor) -> Tensor:
+        """x + its convolution, in memory of its own."""
         if autocasts(x) or torch.finfo(self.weight.dtype).bits < 32:
             return x + super().forward(x)
         # One convolution with 1 added to the middle of each kernel, which a low precision would round.
@@ -171,13 +177,12 @@ class FFN(nn.Module):
         super().__init__()
         hidden = MLP_RATIO * dim
         self.fc1 = Linear(dim, hidden)
-        self.conv = DepthwiseConvPlusInput(hidden)
+        self.conv = DepthwiseConvGELU(hidden)
         self.fc2 = Linear(hidden, dim)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = conv_channels_last(self.conv, self.fc1(x))  # (B, H, W, 4C)
-        h = self.drop(F.gelu(h))
+        h = self.drop(conv_channels_last(self.conv, self.fc1(x)))  # (B, H, W, 4C)
         return self.drop(self.fc2(h))
 
 

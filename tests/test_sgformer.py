@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmsgformer import SGFormer
 from mmsgformer.archs import resolve_arch
-from mmsgformer.ops import linear_cpu
+from mmsgformer.ops import attention_chunked, linear_cpu
 from mmsgformer.sgformer import STRIDES, drop_path, sincos_position_embedding
 
 _random = random.Random(0)
@@ -136,6 +136,7 @@ def test_compiles_without_a_graph_break(small, with_cp):
 def test_float32_agrees_with_float64(tiny, onednn, monkeypatch):
     """At a size where float32 takes every quick way on a CPU, with and without oneDNN: maps and gradients."""
     monkeypatch.setattr(linear_cpu, '_ONEDNN_IS_QUICKER', onednn and torch.backends.mkldnn.is_available())
+    monkeypatch.setattr(attention_chunked, '_CHUNKS_ARE_QUICKER', onednn)
     torch.manual_seed(0)
     model = SGFormer(tiny, drop_path_rate=0.0)
     exact = SGFormer(tiny, drop_path_rate=0.0).double()

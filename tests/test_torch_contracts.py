@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mmsgformer import SGFormer
-from mmsgformer.ops import linear_cpu
-from mmsgformer.sgformer import DepthwiseConvPlusInput, bicubic_matrix
+from mmsgformer.ops import attention_chunked, linear_cpu
+from mmsgformer.sgformer import DepthwiseConvGELU, bicubic_matrix
 
 SIZE = (64, 75)
 
@@ -36,6 +36,7 @@ def loss_of(outs: tuple[Tensor, ...]) -> Tensor:
 def test_hooks_see_what_modules_return_and_nothing_overwrites_it(model, training, onednn, monkeypatch):
     """On every submodule: each fires, and what it recorded still has its values after the forward pass."""
     monkeypatch.setattr(linear_cpu, '_ONEDNN_IS_QUICKER', onednn and torch.backends.mkldnn.is_available())
+    monkeypatch.setattr(attention_chunked, '_CHUNKS_ARE_QUICKER', onednn)
     seen = {}
 
     def record(name: str):
@@ -126,11 +127,12 @@ def test_a_data_parallel_replica_runs(model):
 def test_the_depthwise_convolution_adds_its_input_exactly(dtype, autocast):
     """No gain error per channel: in a low precision 1 + weight would be rounded."""
     torch.manual_seed(0)
-    conv = DepthwiseConvPlusInput(256).to(dtype)
+    conv = DepthwiseConvGELU(256).to(dtype)
     nn.init.normal_(conv.weight, std=3e-3)
     x = torch.randn(16, 256, 24, 24, dtype=dtype)
     with torch.autocast('cpu', torch.bfloat16, enabled=autocast and dtype == torch.float32):
-        out = conv(x).double()
+        out = conv.plus_input(x).double()
+        assert (conv(x).double() - nn.functional.gelu(out)).norm() < 1e-2 * out.norm()
     exact = x.double() + nn.functional.conv2d(
         x.double(), conv.weight.double(), conv.bias.double(), padding=1, groups=256
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 from torch.utils.flop_counter import register_flop_formula
 
-from mmsgformer.ops.linear_cpu import onednn_linear, onednn_pays
+from mmsgformer.ops.linear_cpu import amd_family_with_avx512, onednn_linear, onednn_pays
 
 # Elements of the softmax matrix per chunk: on a CPU as many as stay in its cache.
 _CHUNK_ELEMENTS = {'cpu': 1 << 19}
@@ -22,12 +22,16 @@ _CHUNK_ELEMENTS_ELSEWHERE = 1 << 24
 _MIN_ELEMENTS = 1 << 18
 
 
+# On Zen 4, family 25, torch's fused attention is quicker.
+_CHUNKS_ARE_QUICKER = amd_family_with_avx512() >= 26
+
+
 def quicker_than_torch(q: Tensor, k: Tensor) -> bool:
     """Whether torch's own attention of q (B, heads, Q, d) to k (B, heads, K, d) is slower than this one.
 
     It is where there are many queries and oneDNN's products are much quicker than MKL's, which torch's uses.
     """
-    return q.shape[2] * k.shape[2] >= _MIN_ELEMENTS and onednn_pays(q, k)
+    return _CHUNKS_ARE_QUICKER and q.shape[2] * k.shape[2] >= _MIN_ELEMENTS and onednn_pays(q, k)
 
 
 @torch.library.custom_op('mmsgformer::chunked_attention', mutates_args=())

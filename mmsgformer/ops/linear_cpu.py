@@ -1,7 +1,8 @@
 """Matrix products with weights, by oneDNN on those CPUs where that is much quicker.
 
-torch leaves float32 products to MKL and convolutions to oneDNN. On AMD's Zen 5 MKL is half as fast as oneDNN;
-elsewhere it is about as fast or faster. oneDNN's product is an operator of torch too, made for torch.compile.
+torch leaves float32 products to MKL and convolutions to oneDNN. On AMD's processors with AVX-512 MKL is slower, on
+Zen 5 by half; elsewhere the two are about equal. oneDNN's product is an operator of torch too, made for
+torch.compile.
 """
 
 import re
@@ -13,21 +14,19 @@ from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
 
-def _mkl_is_slow() -> bool:
-    """Whether this is an AMD processor of family 26 (Zen 5), where oneDNN was measured to be quicker.
-
-    On Zen 4 it was measured to be slower, though it has AVX-512 too.
-    """
+def amd_family_with_avx512() -> int:
+    """The family of an AMD processor with AVX-512: 25 is Zen 4, 26 Zen 5; 0 for any other processor."""
     if not torch.backends.cpu.get_cpu_capability().startswith('AVX512'):
-        return False
+        return 0
     try:
         processor = Path('/proc/cpuinfo').read_text()
     except OSError:  # not Linux
-        return False
-    return 'AuthenticAMD' in processor and re.search(r'^cpu family\s*: 26$', processor, re.M) is not None
+        return 0
+    family = re.search(r'^cpu family\s*: (\d+)$', processor, re.M)
+    return int(family[1]) if family and 'AuthenticAMD' in processor else 0
 
 
-_ONEDNN_IS_QUICKER = torch.backends.mkldnn.is_available() and _mkl_is_slow()
+_ONEDNN_IS_QUICKER = torch.backends.mkldnn.is_available() and amd_family_with_avx512() > 0
 
 
 class Linear(nn.Linear):

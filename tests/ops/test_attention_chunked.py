@@ -20,6 +20,7 @@ def onednn(request, monkeypatch):
     """With both libraries, whatever this CPU is; True where oneDNN is used."""
     used = request.param and torch.backends.mkldnn.is_available()
     monkeypatch.setattr(linear_cpu, '_ONEDNN_IS_QUICKER', used)
+    monkeypatch.setattr(attention_chunked, '_CHUNKS_ARE_QUICKER', used)
     return used
 
 
