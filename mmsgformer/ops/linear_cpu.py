@@ -1,8 +1,8 @@
 """Matrix products with weights, by oneDNN on those CPUs where that is much quicker.
 
-torch leaves float32 products to MKL and convolutions to oneDNN. On AMD's processors with AVX-512 MKL is slower, on
-Zen 5 by half; elsewhere the two are about equal. oneDNN's product is an operator of torch too, made for
-torch.compile.
+torch leaves float32 products to MKL and convolutions to oneDNN. On AMD's processors with AVX-512 MKL is
+slower, on Zen 5 by half; elsewhere the two are about equal. oneDNN's product is an operator of torch too,
+made for torch.compile.
 """
 
 import re
