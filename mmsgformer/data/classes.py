@@ -51,12 +51,12 @@ def check_classes(cfg: Config, checkpoint: Sequence[str] | None = None) -> list[
             if dataset is None:
                 continue
             classes, found = _classes_of(dataset, config, option)
+            if classes:
+                named[option] = classes
+                found += _check_palette(dataset, len(classes), option)
             if config not in seen:  # test data are often those of the validation
                 problems += found
                 seen.append(config)
-            if classes:
-                named[option] = classes
-                problems += _check_palette(dataset, len(classes), option)
             if hasattr(dataset, 'COCOAPI'):  # mmdet's mark of COCO's format
                 annotations.append(dataset.ann_file)
         for option, metric in _metrics(cfg.get(f'{split}_evaluator'), f'{split}_evaluator'):

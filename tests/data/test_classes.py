@@ -200,6 +200,13 @@ def test_more_names_than_colours(shapes):
     assert problem.text.startswith('has 1 colours for 4 classes')
 
 
+def test_what_two_splits_share_is_said_once(shapes):
+    """The demo tests on its validation data."""
+    palette = {f'{split}_dataloader.dataset.metainfo.palette': [(0, 0, 0)] for split in ('val', 'test')}
+    (problem,) = check_classes(config(DETECTOR, shapes, **palette))
+    assert problem.file == 'val_dataloader.dataset.metainfo.palette'
+
+
 def test_an_evaluator_that_reads_another_file(shapes):
     other = str(shapes / TRAIN)
     (problem,) = check_classes(config(DETECTOR, shapes, **{'test_evaluator.ann_file': other}))

@@ -191,6 +191,26 @@ def test_a_model_without_its_head_is_not_tested(kind, make_runner, official, tmp
         runner.load_or_resume()
 
 
+def test_a_checkpoint_of_other_classes_is_not_resumed(make_runner, tmp_path):
+    """Right shapes, other names: what it learned would be called wrong."""
+    runner = make_runner('classifier', iterations=1)
+    runner.train()
+    path = latest_checkpoint(runner.work_dir)
+    checkpoint = dict(read_checkpoint(path))
+    names = checkpoint['meta']['dataset_meta']['classes']
+    checkpoint['meta']['dataset_meta']['classes'] = names[::-1]
+    torch.save(checkpoint, tmp_path / 'other.pth')
+    for file, is_error in ((path, False), (tmp_path / 'other.pth', True)):
+        again = make_runner('classifier', load_from=str(file), resume=True)
+        again.optim_wrapper = again.build_optim_wrapper(again.optim_wrapper)
+        again.call_hook('before_run')
+        if is_error:
+            with pytest.raises(CheckpointError, match="has 'triangle' as class 0, another \\('disc'\\)"):
+                again.train()
+        else:
+            again.train()
+
+
 def test_users_configs_are_protected_by_the_tools(tmp_path):
     """One that inherits nothing from this package gets the hook and the storage all the same."""
     config = tmp_path / 'own.py'
