@@ -118,7 +118,10 @@ def _list(config: ConfigDict, model: ConfigDict, option: str) -> tuple[list[Prob
         with_mask = bool(steps.get('LoadAnnotations', {}).get('with_mask'))
         filtered = config.get('filter_cfg') if not config.get('test_mode') else None
         folder = dataset.data_prefix['img']
-        problems, items = _list_coco(dataset.ann_file, folder, classes, with_mask, filtered or {}, histogram)
+        evaluated = bool(config.get('test_mode'))
+        problems, items = _list_coco(
+            dataset.ann_file, folder, classes, with_mask, filtered or {}, evaluated, histogram
+        )
     elif hasattr(dataset, 'ann_subdir'):  # and of VOC's
         problems, items = _list_voc(dataset, classes, histogram)
     else:
@@ -170,7 +173,26 @@ def _list_files(
                 elif label < len(classes):
                     histogram[classes[label]] += 1
         items.append(item)
+    if not os.path.isfile(dataset.ann_file):
+        problems += _left_out(folder, items)
     return problems, items
+
+
+def _left_out(folder: str, items: list[Item]) -> list[Problem]:
+    """A note on the pictures of a folder that a data set does not take."""
+    taken = {os.path.normpath(path) for item in items for path in (item.image, item.label_map) if path}
+    endings = Image.registered_extensions()
+    paths = (os.path.join(parent, name) for parent, _, names in os.walk(folder) for name in names)
+    others = [
+        path for path in paths if os.path.normpath(path) not in taken and Path(path).suffix.lower() in endings
+    ]
+    if not others:
+        return []
+    text = (
+        f'{len(others)} pictures are left out for their place or ending, the first is {min(others)}; move or '
+        'rename them if they belong to the data'
+    )
+    return [Problem(folder, text, is_error=False)]
 
 
 def _other_endings(dataset: Any, folder: str) -> str:
@@ -267,7 +289,13 @@ _EDGES = ('xmin', 'ymin', 'xmax', 'ymax')
 
 
 def _list_coco(
-    path: str, folder: str, classes: tuple, with_mask: bool, filtered: dict, histogram: Counter
+    path: str,
+    folder: str,
+    classes: tuple,
+    with_mask: bool,
+    filtered: dict,
+    evaluated: bool,
+    histogram: Counter,
 ) -> tuple[list[Problem], list[Item]]:
     """The images of an annotation file in COCO's format, and what is wrong with it."""
     try:
@@ -278,7 +306,8 @@ def _list_coco(
         return [Problem(path, f'is not JSON ({error}); get or write it anew')], []
     parts = ('images', 'annotations', 'categories')
     if not isinstance(content, dict) or not all(isinstance(content.get(part), list) for part in parts):
-        return [Problem(path, f'must be an object with the lists {", ".join(parts)}, as COCO has them')], []
+        text = f'must be an object with the lists {", ".join(parts)}, as COCO has them; convert it'
+        return [Problem(path, text)], []
     wanted = {
         'images': ('id', 'file_name', 'width', 'height'),
         'annotations': ('id', 'image_id', 'category_id', 'bbox', 'area'),
@@ -290,7 +319,7 @@ def _list_coco(
         for number, entry in enumerate(content[part]):
             lacking = [name for name in fields if not isinstance(entry, dict) or name not in entry]
             no_id = [name for name in _IDS if name in fields and name not in lacking]
-            no_id = [name for name in no_id if not isinstance(entry[name], (int, str))]
+            no_id = [name for name in no_id if not (isinstance(entry[name], str) or _is_whole(entry[name]))]
             if lacking:
                 problems.append(Problem(path, f'{part}[{number}] has no {", ".join(lacking)}; add it'))
             elif no_id:
@@ -298,14 +327,6 @@ def _list_coco(
                 problems.append(Problem(path, text))
             elif entry['id'] in tables[part]:
                 problems.append(Problem(path, f'{part}[{number}]: id {entry["id"]} is there twice; renumber'))
-            elif part == 'images' and not (
-                isinstance(entry['file_name'], str)
-                and all(isinstance(entry[side], int) and entry[side] > 0 for side in ('width', 'height'))
-            ):
-                text = (
-                    f'images[{number}] must have a text as file_name, width and height in pixels; correct it'
-                )
-                problems.append(Problem(path, text))
             else:
                 tables[part][entry['id']] = entry
     names = {entry['id']: str(entry['name']) for entry in tables['categories'].values()}
@@ -314,9 +335,22 @@ def _list_coco(
         problems.append(Problem(path, text))
     items = {}
     for key, entry in tables['images'].items():
-        items[key] = Item(os.path.join(folder, entry['file_name']), (entry['width'], entry['height']))
+        size = entry['width'], entry['height']
+        if isinstance(entry['file_name'], str) and all(_is_whole(side) and side > 0 for side in size):
+            items[key] = Item(os.path.join(folder, entry['file_name']), size)
+        else:
+            text = f'image {key} must have a text as file_name, width and height in pixels; correct it'
+            problems.append(Problem(path, text))
+    for image, count in Counter(os.path.normpath(item.image) for item in items.values()).items():
+        if count > 1:
+            text = (
+                f'lists {image} {count} times, with other objects each time; give it one id and its objects'
+            )
+            problems.append(Problem(path, text))
     left_out, with_objects = Counter(), set()
     for key, entry in tables['annotations'].items():
+        if entry['image_id'] in tables['images'] and entry['image_id'] not in items:
+            continue
         if entry['image_id'] not in items:
             problems.append(
                 Problem(
@@ -342,6 +376,15 @@ def _list_coco(
     for name, count in left_out.items():
         text = f"{count} annotations of category '{name}' are left out: the config's classes do not have it"
         problems.append(Problem(path, f'{text}. Add it there if it is to be learned', is_error=False))
+    entries_there = tables['annotations'].values()
+    without = sum('iscrowd' not in entry for entry in entries_there)
+    if without:
+        text = f'{without} annotations have no iscrowd, without which evaluation fails; add "iscrowd": 0'
+        problems.append(Problem(path, text, is_error=evaluated))
+    ignored = sum(bool(entry.get('ignore')) for entry in entries_there)
+    if ignored:
+        text = f'{ignored} annotations have "ignore" set and are left out; remove it if that is a mistake'
+        problems.append(Problem(path, text, is_error=False))
     if filtered.get('filter_empty_gt') and len(with_objects) < len(items):
         text = (
             f'{len(items) - len(with_objects)} of {len(items)} images have no objects of the classes and are '
@@ -358,6 +401,8 @@ def _check_annotation(entry: dict, width: int, height: int, with_mask: bool) -> 
         return f'has no box [x, y, width, height] but {box!r}; correct it', True
     if not _is_number(entry['area']):
         return f'has no number of pixels as area but {entry["area"]!r}; correct it', True
+    if entry.get('iscrowd', 0) not in (0, 1):
+        return f'has iscrowd {entry["iscrowd"]!r}, which is taken for a crowd; write 0 or 1', True
     x, y, w, h = box
     if min(x + w, width) <= max(x, 0) or min(y + h, height) <= max(y, 0):
         return f'has the box {box} outside the image of {width} x {height}, and is lost; correct it', True
@@ -380,9 +425,26 @@ def _check_annotation(entry: dict, width: int, height: int, with_mask: bool) -> 
             xs, ys = polygon[::2], polygon[1::2]
             if min(*xs, *ys) < -TOLERANCE or max(xs) > width + TOLERANCE or max(ys) > height + TOLERANCE:
                 return f'has a mask that leaves the image of {width} x {height}; correct it', True
+        share = _overlap(box, mask)
+        if share < 0.5:
+            text = f'has a box {box} and a mask that share {share:.0%} of their extents; correct one of them'
+            return f'{text}{" if that is a mistake" if share else ""}', not share
     else:
         return 'has no segmentation, which this config trains with; add it, or take a config of boxes', True
     return None
+
+
+def _overlap(box: list, polygons: list) -> float:
+    """Intersection over union of a box and the extents of a mask."""
+    xs = [x for polygon in polygons for x in polygon[::2]]
+    ys = [y for polygon in polygons for y in polygon[1::2]]
+    x, y, w, h = box
+    inner = max(min(x + w, max(xs)) - max(x, min(xs)), 0) * max(min(y + h, max(ys)) - max(y, min(ys)), 0)
+    return inner / max(w * h + (max(xs) - min(xs)) * (max(ys) - min(ys)) - inner, 1e-9)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, (int, float)) and float(value).is_integer()
 
 
 def _is_number(value: object) -> bool:
@@ -408,6 +470,12 @@ def _check_item(item: Item) -> list[Problem]:
         if size and labels.size != size:
             text = '{} x {} pixels, but its image {} has {} x {}; make them equal'
             problems.append(Problem(item.label_map, text.format(*labels.size, item.image, *size)))
+        if labels.format == 'JPEG':
+            text = 'is stored as JPEG, which changes ids at the edges; write it as PNG from the original'
+            problems.append(Problem(item.label_map, text))
+        if labels.mode == '1':
+            text = 'is black and white: white is id 1; write ids of 8 bits if it stands for another'
+            problems.append(Problem(item.label_map, text, is_error=False))
         wrong, item.pixels = item.check_labels(array)
         if wrong:
             problems.append(Problem(item.label_map, wrong))

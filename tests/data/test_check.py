@@ -118,7 +118,7 @@ def test_every_defect_of_detection_data_is_found(data, run_tool):
     del first[8]['area']
     first[9]['category_id'] = 77
     content['annotations'] += [
-        {'id': 1001, 'image_id': 99, 'category_id': 1, 'bbox': [0, 0, 9, 9], 'area': 81},
+        {**first[13], 'id': 1001, 'image_id': 99, 'bbox': [0, 0, 9, 9]},
         {**first[13], 'id': 1002, 'category_id': 5, 'bbox': [1, 1, 9, 9]},
         {**first[13], 'id': first[14]['id']},
     ]
