@@ -13,7 +13,7 @@ from mmengine.config import Config, DictAction
 
 from mmsgformer.data.classes import require_agreement
 from mmsgformer.data.errors import DataError
-from mmsgformer.data.paths import check_dataset_paths, set_data_root
+from mmsgformer.data.paths import check_dataset_paths, expand_paths, expanded, set_data_root
 from mmsgformer.engine.custom_imports import import_mmsgformer
 from mmsgformer.engine.distributed import prepare_cpu_distributed
 
@@ -22,17 +22,12 @@ os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
 os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
 
 
-def expanded(path: str) -> str:
-    """A path with `~` and `$VARIABLES` replaced, which a shell leaves as they are in --data-root=~/coco."""
-    return os.path.expanduser(os.path.expandvars(path))
-
-
 def expanded_path(path: str) -> Path:
     """`expanded`, as a Path."""
     return Path(expanded(path))
 
 
-class _OptionsAction(DictAction):
+class OptionsAction(DictAction):
     """MMEngine's KEY=VALUE arguments; what has another form is named."""
 
     def __call__(
@@ -60,7 +55,7 @@ def base_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=_OptionsAction,
+        action=OptionsAction,
         default={},
         help='override entries of the config: key=value pairs, nested keys with dots, lists as key="[a,b]"',
     )
@@ -120,6 +115,7 @@ def read_config(
         if data_root:
             set_data_root(cfg, data_root)
         _merge(cfg, options or {})
+        expand_paths(cfg)
         check_dataset_paths(cfg, splits)
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f'error: {error}') from error
@@ -172,10 +168,15 @@ def load_config(args: argparse.Namespace, splits: tuple[str, ...], checkpoint: s
 
 
 @contextlib.contextmanager
-def unknown_entries_named() -> Iterator[None]:
-    """Exit with a message where the config has an entry that what MMEngine builds from it does not take."""
+def entries_checked() -> Iterator[None]:
+    """Exit with a message where MMEngine does not take an entry of the config, or misses one."""
     try:
         yield
+    except ValueError as error:
+        if 'should be either all None or not None' not in str(error):
+            raise
+        names = str(error).partition(' should be ')[0]
+        raise SystemExit(f'error: {names}: set all of them or, to go without, all to None') from error
     except TypeError as error:
         if '__init__() got an unexpected keyword argument' not in str(error):
             raise

@@ -4,8 +4,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from mmengine.runner import Runner
 
-from mmsgformer.cli import base_parser, load_config, predictor_parser, read_config
+from mmsgformer.cli import base_parser, entries_checked, load_config, predictor_parser, read_config
 
 OUT = ['--out-dir', 'out']
 
@@ -96,3 +98,13 @@ def test_no_workers_need_no_other_setting(split, tmp_path):
         cfg = read_config(tmp_path / 'a.py', (), options={f'{split}_dataloader.num_workers': workers})
         loader = cfg[f'{split}_dataloader']
         assert (loader.persistent_workers, loader.get('prefetch_factor')) == expected
+
+
+def test_a_missing_part_of_validation_is_one_line():
+    """As MMEngine says it; other errors are left as they are."""
+    validation = dict(val_dataloader=None, val_cfg=dict(), val_evaluator=dict(type='CocoMetric'))
+    message = r'error: val_dataloader, val_cfg, .*to go without, all to None'
+    with pytest.raises(SystemExit, match=message), entries_checked():
+        Runner(torch.nn.Linear(1, 1), 'unused', **validation)
+    with pytest.raises(ValueError, match='another'), entries_checked():
+        raise ValueError('another')

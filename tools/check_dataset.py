@@ -7,10 +7,9 @@ say what training makes of unusual images.
 import argparse
 from collections.abc import Iterable, Sequence
 
-from mmengine.config import DictAction
 from rich.progress import track
 
-from mmsgformer.cli import read_config
+from mmsgformer.cli import OptionsAction, expanded, read_config
 from mmsgformer.data.check import check_data
 
 SPLITS = ('train', 'val', 'test')
@@ -21,10 +20,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('config', help='config file')
-    parser.add_argument('--data-root', help="folder of the data set, instead of the config's data_root")
+    parser.add_argument('config', type=expanded, help='config file')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, default={}, help='override entries of the config'
+        '--data-root', type=expanded, help="folder of the data set, instead of the config's data_root"
+    )
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=OptionsAction, default={}, help='override entries of the config'
     )
     args = parser.parse_args(argv)
     cfg = read_config(args.config, SPLITS, args.data_root, args.cfg_options)

@@ -15,6 +15,7 @@ import matplotlib
 import numpy as np
 from mmengine.config import Config
 
+from mmsgformer.cli import expanded_path
 from mmsgformer.release.model_index import Model, read_models
 
 matplotlib.use('Agg')
@@ -138,7 +139,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('work_dirs', nargs='?', default='work_dirs', type=Path, help='default: work_dirs')
+    parser.add_argument(
+        'work_dirs', nargs='?', default='work_dirs', type=expanded_path, help='default: work_dirs'
+    )
     work_dirs = parser.parse_args(argv).work_dirs
     if not work_dirs.is_dir():
         parser.error(f'{work_dirs} is not a folder')

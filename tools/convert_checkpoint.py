@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from mmsgformer.checkpoint.files import CheckpointError, read_checkpoint, write_checkpoint
+from mmsgformer.cli import expanded
 from mmsgformer.release.convert import FORMATS, convert
 
 
@@ -11,9 +12,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments, convert, say what was written."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        'source', help='an official file, or a checkpoint of a model with an SGFormer backbone'
+        'source', type=expanded, help='an official file, or a checkpoint of a model with an SGFormer backbone'
     )
-    parser.add_argument('target', help='the new file: .pth or .safetensors')
+    parser.add_argument('target', type=expanded, help='the new file: .pth or .safetensors')
     parser.add_argument(
         '--to',
         choices=FORMATS,

@@ -11,10 +11,11 @@ import argparse
 from collections.abc import Sequence
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import Config
 from rich.console import Console
 from rich.table import Table
 
+from mmsgformer.cli import OptionsAction, expanded
 from mmsgformer.release.flops import DEFAULT_SHAPES, count_costs
 
 
@@ -23,10 +24,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('config', help='config file')
+    parser.add_argument('config', type=expanded, help='config file')
     parser.add_argument('--shape', nargs=2, type=int, metavar=('H', 'W'), help='size of the input image')
     parser.add_argument('--depth', type=int, default=3, help='levels of modules to list (default: 3)')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, default={}, help='key=value overrides')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=OptionsAction, default={}, help='key=value overrides'
+    )
     args = parser.parse_args(argv)
     try:
         cfg = Config.fromfile(args.config)

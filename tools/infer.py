@@ -3,12 +3,13 @@
 OUT_DIR/pictures/IMAGE.png has the predictions drawn (a video comes out as OUT_DIR/NAME.mp4 too);
 OUT_DIR/predictions.json has, by image name, boxes (x1, y1, x2, y2 in pixels) with masks as COCO's RLE, or the
 share of the image of each class with OUT_DIR/label_maps/IMAGE.png (16 bits above 256 classes), or the class
-of the whole image. What was predicted is written also if an image fails or Ctrl-C ends it.
+of the whole image. It is written twice a minute, so that little is lost when the run is ended.
 """
 
 import json
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from mmsgformer.cli import check_writable, expanded_path, predictor_parser, refu
 from mmsgformer.data import DataError
 from mmsgformer.visualization.predictions import Predictor, describe_failure, find_images
 
+SAVED_EVERY = 30  # seconds
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm')
 
 
@@ -59,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             is_video = args.input.suffix.lower() in VIDEOS
             video = read_video(args.input) if is_video else None
             images = [] if is_video else find_images(args.input)
+            others = len(list(args.input.iterdir())) - len(images) if args.input.is_dir() else 0
             refuse_earlier_results(
                 args.out_dir, ('predictions.json', 'pictures/*'), 'give another folder with --out-dir'
             )
@@ -84,6 +87,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             end=len(images),
             show_progress=False,
         )
+    if others:
+        print(f'left out: {others} entries of {args.input} that are folders or no pictures that can be read')
     print(
         f'{len(images) - len(bad)} of {len(images)} images: predictions.json and pictures in {args.out_dir}'
     )
@@ -110,8 +115,16 @@ def infer(predictor: Predictor, images: list[Path], out_dir: Path) -> list[str]:
     """
     classes = predictor.visualizer.dataset_meta['classes']
     predictions, bad = {}, []
+    saved = time.monotonic()
+
+    def save() -> None:
+        write_file(json.dumps(predictions, indent=1).encode(), out_dir / 'predictions.json')
+
     try:
         for path in track(images, description='predicting'):
+            if time.monotonic() - saved > SAVED_EVERY:
+                save()
+                saved = time.monotonic()
             try:
                 sample = predictor.predict(path)
                 found = describe(sample, classes, out_dir / 'label_maps' / f'{path.name}.png')
@@ -121,7 +134,7 @@ def infer(predictor: Predictor, images: list[Path], out_dir: Path) -> list[str]:
             except Exception as error:  # the others must not be lost by any
                 bad.append(describe_failure(path, error))
     finally:
-        write_file(json.dumps(predictions, indent=1).encode(), out_dir / 'predictions.json')
+        save()
     return bad
 
 

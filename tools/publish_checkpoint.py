@@ -4,14 +4,17 @@ import argparse
 from collections.abc import Sequence
 
 from mmsgformer.checkpoint.files import CheckpointError, read_checkpoint, write_checkpoint
+from mmsgformer.cli import expanded
 from mmsgformer.release.convert import publishable
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments, strip, write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('checkpoint', help="a checkpoint that MMEngine's Runner saved")
-    parser.add_argument('target', help='the new file without the hash: NAME.pth becomes NAME-01234567.pth')
+    parser.add_argument('checkpoint', type=expanded, help="a checkpoint that MMEngine's Runner saved")
+    parser.add_argument(
+        'target', type=expanded, help='the new file without the hash: NAME.pth becomes NAME-01234567.pth'
+    )
     args = parser.parse_args(argv)
     try:
         if not args.target.endswith('.pth'):

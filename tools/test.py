@@ -10,10 +10,10 @@ from mmsgformer.checkpoint.files import CheckpointError
 from mmsgformer.cli import (
     base_parser,
     check_writable,
+    entries_checked,
     expanded,
     load_config,
     refuse_earlier_results,
-    unknown_entries_named,
 )
 
 
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         metrics = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
         cfg.test_evaluator = [*metrics, dict(type=dump, out_file_path=args.out)]
     try:
-        with unknown_entries_named():
+        with entries_checked():
             Runner.from_cfg(cfg).test()
     except CheckpointError as error:
         raise SystemExit(f'error: {error}') from error

@@ -12,10 +12,10 @@ from mmsgformer.checkpoint.files import CheckpointError, latest_checkpoint, stor
 from mmsgformer.cli import (
     base_parser,
     check_writable,
+    entries_checked,
     expanded,
     load_config,
     refuse_earlier_results,
-    unknown_entries_named,
 )
 from mmsgformer.data import DataError
 from mmsgformer.engine.batch_size import (
@@ -125,7 +125,7 @@ def train(cfg: Config) -> None:
     """Train; exits with a message where a run cannot go on."""
     check_writable(cfg.work_dir, '--work-dir')
     try:
-        with unknown_entries_named():
+        with entries_checked():
             runner = Runner.from_cfg(cfg)
             report_batch_size(cfg, runner.world_size)
             runner.train()

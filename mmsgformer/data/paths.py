@@ -1,10 +1,35 @@
 """Where a config's data lies: move it elsewhere, and check that it is there before anything is built."""
 
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mmengine.config import Config
+
+
+def expanded(path: str) -> str:
+    """A path with `~` and `$VARIABLES` replaced, which a shell leaves as they are in --data-root=~/coco."""
+    return os.path.expanduser(os.path.expandvars(path))
+
+
+def expand_paths(cfg: Config) -> None:
+    """`expanded` for every path of the config that begins with `~/` or a variable, in place."""
+    _replace_texts(cfg, lambda text: expanded(text) if re.match(r'~(/|$)|\$\w|\$\{', text) else text)
+
+
+def _replace_texts(cfg: Config, new: Callable[[str], str]) -> None:
+    """Replace every text in a config, at any depth, in place."""
+
+    def replaced(node: object) -> object:
+        if isinstance(node, dict):
+            return {key: replaced(value) for key, value in node.items()}
+        if isinstance(node, (list, tuple)):
+            return type(node)(replaced(value) for value in node)
+        return new(node) if isinstance(node, str) else node
+
+    for name in list(cfg):
+        cfg[name] = replaced(cfg[name])
 
 
 def set_data_root(cfg: Config, data_root: str) -> None:
@@ -16,18 +41,7 @@ def set_data_root(cfg: Config, data_root: str) -> None:
     if not cfg.get('data_root'):
         raise ValueError(f"{cfg.filename} has no `data_root`; set its data sets' paths with --cfg-options")
     old, new = cfg.data_root.rstrip('/'), data_root.rstrip('/')
-
-    def moved(node: object) -> object:
-        if isinstance(node, dict):
-            return {key: moved(value) for key, value in node.items()}
-        if isinstance(node, (list, tuple)):
-            return type(node)(moved(value) for value in node)
-        if isinstance(node, str) and (node == old or node.startswith(f'{old}/')):
-            return new + node[len(old) :]
-        return node
-
-    for name in list(cfg):
-        cfg[name] = moved(cfg[name])
+    _replace_texts(cfg, lambda text: new + text[len(old) :] if f'{text}/'.startswith(f'{old}/') else text)
 
 
 def check_dataset_paths(cfg: Config, splits: tuple[str, ...]) -> None:
@@ -50,7 +64,7 @@ def check_dataset_paths(cfg: Config, splits: tuple[str, ...]) -> None:
         if cfg.get(f'{split}_evaluator'):
             paths += _evaluator_paths(cfg[f'{split}_evaluator'], f'{split}_evaluator')
         for option, path in paths:
-            if '://' not in path and not Path(path).expanduser().exists():
+            if '://' not in path and not Path(path).exists():
                 raise FileNotFoundError(
                     f'{path} does not exist ({option}). Give the folder of the data set with --data-root, '
                     f'or this path with --cfg-options {option}=...'

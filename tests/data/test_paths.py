@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from mmsgformer.data.paths import check_dataset_paths, set_data_root
+from mmsgformer.data.paths import check_dataset_paths, expand_paths, set_data_root
 
 ROOT = Path(__file__).parents[2]
 COCO = ROOT / 'configs' / 'coco' / 'mask-rcnn_sgformer-s_fpn_1x_coco.py'
@@ -21,6 +21,19 @@ def test_data_root_moves_every_path(config, slash, shapes):
     check_dataset_paths(cfg, SPLITS)
     assert 'data/coco' not in cfg.pretty_text
     assert 'data/ade' not in cfg.pretty_text
+
+
+def test_paths_of_a_config_are_expanded(monkeypatch):
+    """As a shell does it; a config has no shell."""
+    monkeypatch.setenv('HOME', '/home/me')
+    monkeypatch.setenv('SETS', '/mnt/sets')
+    texts = ['~/coco', '$SETS/coco', '${SETS}/a~b', '$GONE/coco', 'a $SETS', 'b~', '$5']
+    cfg = Config(dict(data=dict(data_root=texts[0], rest=texts[1:])))
+    expand_paths(cfg)
+    assert cfg.data == dict(
+        data_root='/home/me/coco',
+        rest=['/mnt/sets/coco', '/mnt/sets/a~b', '$GONE/coco', 'a $SETS', 'b~', '$5'],
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,7 +87,6 @@ def test_an_evaluators_annotations_are_checked(evaluator, option):
         {'data_root': 's3://bucket/coco', 'ann_file': 'a.json'},
         {'data_root': '/no/such', 'ann_file': 'a.json', 'backend_args': {'backend': 'petrel'}},
         {'ann_file': '', 'data_prefix': {'img': None}},
-        {'data_root': '~'},
         {'data_root': '/', 'ann_file': ['tmp', 'dev/null'], 'data_prefix': 'tmp'},
     ],
 )

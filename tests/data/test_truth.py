@@ -38,6 +38,16 @@ def val_data(cfg: Config, data: Path):
     return dataset, metric
 
 
+def as_prediction(truth: InstanceData) -> InstanceData:
+    """Annotated objects as objects that were found for sure."""
+    return InstanceData(
+        bboxes=truth.bboxes.tensor,
+        labels=truth.labels,
+        scores=torch.ones(len(truth.labels)),
+        masks=torch.from_numpy(truth.masks.to_ndarray()).bool(),
+    )
+
+
 @pytest.mark.parametrize('order', [NAMES, NAMES[::-1], ('square',), ('star', 'disc')], ids=str)
 @pytest.mark.parametrize('ids', [(1, 2, 3, 4), (90, 7, 33, 1), (0, 1, 2, 3)], ids=str)
 def test_detection(order, ids, data):
@@ -65,25 +75,41 @@ def test_detection(order, ids, data):
         found = sample.gt_instances
         named = [dataset.metainfo['classes'][label] for label in found.labels]
         assert sorted(named) == sorted(name for name, _ in truth.get(sample.img_id, []))
-        sample.pred_instances = InstanceData(
-            bboxes=found.bboxes.tensor,
-            labels=found.labels,
-            scores=torch.ones(len(found.labels)),
-            masks=torch.from_numpy(found.masks.to_ndarray()).bool(),
-        )
+        sample.pred_instances = as_prediction(found)
         metric.process({}, [sample.to_dict()])
     results = metric.evaluate(len(dataset))
     assert results['coco/bbox_mAP'] == results['coco/segm_mAP'] == 1.0
 
 
+def test_detection_of_one_image(data):
+    content = json.loads((data / VAL).read_text())
+    image = content['images'][0]
+    content['images'] = [image]
+    content['annotations'] = [a for a in content['annotations'] if a['image_id'] == image['id']]
+    (data / VAL).write_text(json.dumps(content))
+    dataset, metric = val_data(Config.fromfile(CONFIGS / 'mask-rcnn_sgformer-tiny_fpn_shapes.py'), data)
+    assert len(dataset) == 1
+    sample = dataset[0]['data_samples']
+    found = sample.gt_instances
+    assert len(found.labels) == len(content['annotations']) > 0
+    sample.pred_instances = as_prediction(found)
+    metric.process({}, [sample.to_dict()])
+    results = metric.evaluate(1)
+    assert results['coco/bbox_mAP'] == results['coco/segm_mAP'] == 1.0
+
+
+@pytest.mark.parametrize('images', [1, None], ids=['one image', 'all images'])
 @pytest.mark.parametrize('order', [(0, 1, 2, 3, 4), (4, 2, 0, 1, 3)], ids=str)
-def test_segmentation(order, data):
-    """Whatever the order of the classes in the label maps and the config."""
+def test_segmentation(order, images, data):
+    """Whatever the order of the classes in the label maps and the config, and with one image alone."""
     cfg = Config.fromfile(CONFIGS / 'sgformer-tiny_upernet_shapes.py')
     names = cfg.val_dataloader.dataset.metainfo.classes
     for split in ('train', 'val', 'test'):
         cfg[f'{split}_dataloader'].dataset.metainfo.classes = [names[i] for i in order]
     place = np.array([0, *(order.index(i) + 1 for i in range(5))], np.uint8)  # 0 is not labelled
+    for path in sorted((data / 'annotations' / 'validation').iterdir())[images:] if images else []:
+        path.unlink()
+        (data / 'images' / 'validation' / f'{path.stem}.jpg').unlink()
     for path in (data / 'annotations' / 'validation').iterdir():
         Image.fromarray(place[np.asarray(Image.open(path))]).save(path)
     dataset, metric = val_data(cfg, data)
@@ -96,11 +122,16 @@ def test_segmentation(order, data):
         for name, old in zip(names, range(1, 6), strict=True):
             label = dataset.metainfo['classes'].index(name)
             assert np.array_equal(read == label, file == place[old])
+    assert len(dataset) == (images or 4)
     assert metric.evaluate(len(dataset))['mIoU'] == 100.0
 
 
-def test_classification(data):
+@pytest.mark.parametrize('images', [1, None], ids=['one photo a class', 'all photos'])
+def test_classification(images, data):
     """The class that a photo's label stands for is called as its folder is."""
+    for folder in (data / 'val').iterdir():
+        for path in sorted(folder.iterdir())[images:] if images else []:
+            path.unlink()
     cfg = Config.fromfile(CONFIGS / 'sgformer-tiny_shapes.py')
     dataset, metric = val_data(cfg, data)
     for i in range(len(dataset)):

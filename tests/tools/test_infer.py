@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import mmcv
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import BaseDataElement, PixelData
+from mmpretrain.structures import DataSample
 from pycocotools import mask as coco_mask
 from tool_calls import load_tool
 
@@ -122,6 +124,36 @@ def test_what_was_predicted_is_kept(
     assert 'Traceback' not in result.stderr
     predictions = json.loads((tmp_path / 'out' / 'predictions.json').read_text())
     assert [name for name in predictions if step == 'predict' or name != 'b.jpg'] == left
+
+
+def test_predictions_are_written_in_between(monkeypatch, folder, tmp_path):
+    """For a run that is killed: those of the images before are in the file."""
+    tool = load_tool('infer')
+    monkeypatch.setattr(tool, 'SAVED_EVERY', -1)
+    seen = []
+
+    class Killed(Predictor):
+        def __init__(self) -> None:
+            self.visualizer = SimpleNamespace(dataset_meta={'classes': ('disc',)})
+
+        def predict(self, path: Path) -> SimpleNamespace:
+            seen.append(list(json.loads((tmp_path / 'predictions.json').read_text())))
+            return DataSample().set_pred_label(0).set_pred_score(torch.ones(1))
+
+        def draw(self, path: Path, sample: object) -> np.ndarray:
+            return np.zeros((1, 1, 3), np.uint8)
+
+    assert tool.infer(Killed(), sorted(folder.iterdir()), tmp_path) == []
+    assert seen == [[], ['a.jpg'], ['a.jpg', 'b.jpg']]
+
+
+def test_what_of_a_folder_is_left_out_is_said(run_tool, folder, tmp_path):
+    (folder / 'more').mkdir()
+    (folder / 'moving.gif').touch()
+    arguments = model_arguments('sgformer-tiny_upernet_shapes.py', tmp_path)
+    result = run_tool('infer.py', folder, *arguments, '--out-dir', tmp_path / 'out')
+    assert result.returncode == 0, result.stderr
+    assert 'left out: 2 entries' in result.stdout
 
 
 @pytest.mark.parametrize(
