@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, DictAction
 
+from mmsgformer.compat import READS_PTH_SAFELY
 from mmsgformer.data.classes import require_agreement
 from mmsgformer.data.errors import DataError
 from mmsgformer.data.paths import check_dataset_paths, expand_paths, expanded, set_data_root
@@ -19,7 +20,8 @@ from mmsgformer.engine.distributed import prepare_cpu_distributed
 
 # torch's own switch: no library that a tool uses can read a file in a way that runs code from it.
 os.environ.pop('TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD', None)
-os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+if READS_PTH_SAFELY:  # else the user says what is trusted
+    os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
 
 
 def expanded_path(path: str) -> Path:

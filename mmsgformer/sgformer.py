@@ -22,6 +22,7 @@ from mmsgformer.attention import (
     conv_channels_last,
 )
 from mmsgformer.checkpoint.load import load_backbone
+from mmsgformer.compat import is_autocast_enabled
 from mmsgformer.ops import Linear
 from mmsgformer.ops.attention import check_backend
 from mmsgformer.padding import run_without_padding, tell_image_sizes
@@ -82,7 +83,7 @@ def bicubic_matrix(size: int, new_size: int, like: Tensor) -> Tensor:
 
 def autocasts(x: Tensor) -> bool:
     """Whether autocast is on for a tensor's device; the meta device has none."""
-    return x.device.type != 'meta' and torch.is_autocast_enabled(x.device.type)
+    return x.device.type != 'meta' and is_autocast_enabled(x.device.type)
 
 
 def recompute(function: Callable[..., Tensor], *inputs: Tensor, uses_random: bool = False) -> Tensor:
@@ -398,7 +399,7 @@ class SGFormer(BaseModule):
         if (height, width) == self.pretrain_grid:
             return grid[None]
         with torch.autocast(grid.device.type, enabled=False) if autocasts(grid) else nullcontext():
-            grid = grid.to(torch.promote_types(grid.dtype, torch.float32))
+            grid = grid.to(torch.float64 if grid.dtype == torch.float64 else torch.float32)
             to_rows = bicubic_matrix(self.pretrain_grid[0], height, grid)
             to_columns = bicubic_matrix(self.pretrain_grid[1], width, grid)
             grid = torch.tensordot(to_rows, grid, dims=1)  # (height, grid columns, C)

@@ -9,6 +9,7 @@ import cv2
 import pytest
 import torch
 from fuzz import fuzz
+from older_torch import NEEDS_TRITON, needs_torch
 from tolerances import NETWORK, assert_close
 from torch import Tensor, nn
 
@@ -17,6 +18,10 @@ from mmsgformer.archs import resolve_arch
 from mmsgformer.ops import attention_chunked, linear_cpu
 from mmsgformer.sgformer import STRIDES, drop_path, sincos_position_embedding
 
+AUTOCAST_TYPES = [
+    torch.bfloat16,
+    pytest.param(torch.float16, marks=needs_torch(2, 4, 'autocast to float16 on a CPU')),
+]
 _random = random.Random(0)
 # Small ones are as odd as large ones, and quicker: the sides' logarithms are uniform.
 RANDOM_SIZES = [[round(32 * (700 / 32) ** _random.random()) for _ in range(2)] for _ in range(100)]
@@ -101,7 +106,7 @@ def test_a_batch_gives_what_its_images_give_one_by_one(small, height, width):
             assert_close(ours[i : i + 1], expected, NETWORK[torch.float64].backward)
 
 
-@pytest.mark.parametrize('backend', ['auto', 'chunked', 'triton'])
+@pytest.mark.parametrize('backend', ['auto', 'chunked', pytest.param('triton', marks=NEEDS_TRITON)])
 @pytest.mark.parametrize(('height', 'width'), [(32, 33), (75, 133), (130, 97)])
 def test_every_attention_backend_gives_what_the_reference_gives(small, backend, height, width):
     """Outputs and gradients, at sizes that pad the windows and the reduction."""
@@ -116,6 +121,7 @@ def test_every_attention_backend_gives_what_the_reference_gives(small, backend, 
         assert_close(ours, expected, NETWORK[torch.float64].backward, i)
 
 
+@needs_torch(2, 4, 'tracing of zip(strict=True)')
 @pytest.mark.parametrize('with_cp', [False, True])
 def test_compiles_without_a_graph_break(small, with_cp):
     """One graph, forward and backward, with the same result."""
@@ -154,7 +160,7 @@ def test_float32_agrees_with_float64(tiny, onednn, monkeypatch):
 
 
 @pytest.mark.parametrize('scale', [1e3, 1e4])
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('dtype', AUTOCAST_TYPES)
 def test_large_images_values_stay_finite_under_autocast(tiny, dtype, scale):
     torch.manual_seed(0)
     model = SGFormer(tiny)
@@ -229,7 +235,7 @@ def test_gradient_checkpointing_saves_memory(tiny):
     assert kept[1] < kept[0] / 3
 
 
-@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize('dtype', AUTOCAST_TYPES)
 def test_autocast_is_close_to_float32(tiny, dtype):
     """Closeness as the relative error in the Frobenius norm, per stage."""
     torch.manual_seed(0)

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
+from older_torch import needs_torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mmsgformer import SGFormer
 from mmsgformer.ops import attention_chunked, linear_cpu
@@ -122,7 +122,15 @@ def test_a_data_parallel_replica_runs(model):
     assert all(map(torch.equal, replicas[model](image), expected))
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    'dtype',
+    [
+        torch.float32,
+        torch.float64,
+        torch.bfloat16,
+        pytest.param(torch.float16, marks=needs_torch(2, 3, 'float16 convolution on a CPU')),
+    ],
+)
 @pytest.mark.parametrize('autocast', [False, True])
 def test_the_depthwise_convolution_adds_its_input_exactly(dtype, autocast):
     """No gain error per channel: in a low precision 1 + weight would be rounded."""
@@ -163,6 +171,7 @@ def test_trains_deterministically_at_any_size(model):
     assert not [name for name in names if 'upsample' in name and 'backward' in name]
 
 
+@needs_torch(2, 3, 'torch.nn.attention')
 def test_second_derivatives_with_the_reference(small):
     """A gradient penalty: its gradient against a numerical derivative."""
     torch.manual_seed(0)
@@ -172,6 +181,8 @@ def test_second_derivatives_with_the_reference(small):
 
     def penalty() -> Tensor:
         return torch.autograd.grad(loss_of(model(image)), image, create_graph=True)[0].square().sum()
+
+    from torch.nn.attention import SDPBackend, sdpa_kernel
 
     with sdpa_kernel(SDPBackend.MATH):
         gradient = torch.autograd.grad(penalty(), weight)[0]

@@ -15,12 +15,15 @@ from mmengine.fileio import LocalBackend, get_local_path, register_backend
 from mmengine.logging import HistoryBuffer, print_log
 
 from mmsgformer.checkpoint.download import cached_download
+from mmsgformer.compat import READS_PTH_SAFELY, TORCH, safe_globals
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint that cannot be read, written or does not fit; the message says why and what to do."""
 
 
+# Set to 1 where torch cannot read a .pth safely: all those that are read are trusted.
+TRUST_VARIABLE = 'MMSGFORMER_TRUST_PTH'
 # As MMEngine names them; not best_mIoU_iter_4000.pth, which has no optimizer state.
 _SAVED_WHILE_TRAINING = re.compile(r'(?:epoch|iter)_(\d+)\.pth')
 
@@ -74,8 +77,14 @@ def _read_file(path: Path, name: str, map_location: object, mmap: bool = False) 
 
             content = load_file(path)
         else:
-            with torch.serialization.safe_globals(_SAFE_GLOBALS):
-                content = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+            _require_trust(name)
+            # A file that is trusted is read as a whole where torch cannot read it safely.
+            with safe_globals(_SAFE_GLOBALS):
+                content = torch.load(
+                    path, map_location=map_location, weights_only=READS_PTH_SAFELY, mmap=mmap
+                )
+    except CheckpointError:
+        raise
     except ModuleNotFoundError as error:
         raise CheckpointError(f'{name} needs `pip install safetensors`') from error
     except Exception as error:  # the readers raise many kinds for a damaged file
@@ -98,6 +107,16 @@ def _read_file(path: Path, name: str, map_location: object, mmap: bool = False) 
     if not isinstance(content, Mapping):
         raise CheckpointError(f'{name} holds a {type(content).__name__}, not the dict of a checkpoint')
     return content
+
+
+def _require_trust(name: str) -> None:
+    """Raise a CheckpointError where reading a .pth can run code from it and the user has not agreed."""
+    if not READS_PTH_SAFELY and os.environ.get(TRUST_VARIABLE) != '1':
+        raise CheckpointError(
+            f'{name} was not loaded: a .pth can run code when torch {TORCH[0]}.{TORCH[1]} reads it, whatever it '
+            'is told (CVE-2025-32434; mended in 2.6). If it is your own, or you trust where it is from, set '
+            f'{TRUST_VARIABLE}=1; else take a .safetensors file, or torch 2.6 or later'
+        )
 
 
 def _history_buffer_method(owner: type, name: str) -> object:
@@ -151,7 +170,7 @@ _SAFE_GLOBALS = [
 def _unsafe_globals(path: Path, error: pickle.UnpicklingError) -> list[str]:
     """Names of the classes and functions in a .pth that are not allowed, as far as they can be listed."""
     try:
-        with torch.serialization.safe_globals(_SAFE_GLOBALS):
+        with safe_globals(_SAFE_GLOBALS):
             return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     except Exception:  # not in torch's zip format, or damaged
         return re.findall(r'GLOBAL (\S+)', str(error))

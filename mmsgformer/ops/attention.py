@@ -5,7 +5,6 @@ heads, of the attention paid to a key, i.e. the column mean of the softmax matri
 "Significance").
 """
 
-import importlib.util
 import itertools
 import os
 
@@ -13,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmsgformer.compat import HAS_TRITON
 from mmsgformer.ops.attention_chunked import chunked_attention, quicker_than_torch
 
-_HAS_TRITON = importlib.util.find_spec('triton') is not None
 # A block of queries and one of keys must fit into a GPU's shared memory.
 _MAX_TRITON_HEAD_DIM = 128
 # Images or windows: CUDA's grids end there, and torch's attention does not cut them (pytorch/pytorch#142228).
@@ -98,9 +97,11 @@ def _choose_backend(backend: str, q: Tensor) -> str:
     if backend == 'auto':
         # The kernels are for training types; in float64 nobody is in a hurry.
         fits = q.is_cuda and q.dtype != torch.float64 and q.shape[-1] <= _MAX_TRITON_HEAD_DIM
-        return 'triton' if fits and _HAS_TRITON else 'chunked'
-    if backend == 'triton' and not _HAS_TRITON:
-        raise RuntimeError("the attention backend 'triton' cannot run: Triton is not installed")
+        return 'triton' if fits and HAS_TRITON else 'chunked'
+    if backend == 'triton' and not HAS_TRITON:
+        raise RuntimeError(
+            "the attention backend 'triton' cannot run: there is no Triton 3, which came with torch 2.4"
+        )
     if backend == 'triton' and not q.is_cuda and os.environ.get('TRITON_INTERPRET') != '1':
         raise RuntimeError(
             f"the attention backend 'triton' cannot run: the tensors are on {q.device.type}; it needs a GPU, "

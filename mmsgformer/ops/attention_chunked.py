@@ -6,13 +6,12 @@ one and it is quicker, else it makes each chunk again.
 
 from collections.abc import Iterator
 from math import prod
-from typing import Optional
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
-from torch.utils.flop_counter import register_flop_formula
 
+from mmsgformer.compat import HAS_FUSED_CPU_ATTENTION, custom_op, register_flop_formula
 from mmsgformer.ops.linear_cpu import amd_family_with_avx512, onednn_linear, onednn_pays
 
 # Elements of the softmax matrix per chunk: on a CPU as many as stay in its cache.
@@ -34,13 +33,11 @@ def quicker_than_torch(q: Tensor, k: Tensor) -> bool:
     return _CHUNKS_ARE_QUICKER and q.shape[2] * k.shape[2] >= _MIN_ELEMENTS and onednn_pays(q, k)
 
 
-@torch.library.custom_op('mmsgformer::chunked_attention', mutates_args=())
-def chunked_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    valid: Optional[Tensor],  # noqa: UP045  the operator's schema is read from it
-) -> tuple[Tensor, Tensor, Tensor]:
+@custom_op(
+    'mmsgformer::chunked_attention',
+    '(Tensor q, Tensor k, Tensor v, Tensor? valid) -> (Tensor, Tensor, Tensor)',
+)
+def chunked_attention(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """softmax(q k^T / sqrt(d)) v, and the column means of the softmax matrix.
 
     Opaque to torch.compile, which would unroll the loop.
@@ -83,13 +80,12 @@ def _(q_shape: torch.Size, k_shape: torch.Size, *_: object, **__: object) -> int
     return 4 * prod(q_shape) * k_shape[2]
 
 
-@torch.library.custom_op('mmsgformer::chunked_attention_backward', mutates_args=())
+@custom_op(
+    'mmsgformer::chunked_attention_backward',
+    '(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor? valid) -> (Tensor, Tensor, Tensor)',
+)
 def _chunked_attention_backward(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    valid: Optional[Tensor],  # noqa: UP045
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v, of their shapes, contiguous, from that of the output."""
     scaled_q, k_per_head, v_per_head = _contiguous_per_head(q, k, v)
@@ -128,7 +124,8 @@ _chunked_attention_backward.register_autograd(_refuse_second_derivative)
 
 
 def _save(ctx: FunctionCtx, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    ctx.fused = inputs[0].device.type == 'cpu' and not quicker_than_torch(*inputs[:2])
+    on_cpu = inputs[0].device.type == 'cpu'
+    ctx.fused = HAS_FUSED_CPU_ATTENTION and on_cpu and not quicker_than_torch(*inputs[:2])
     ctx.save_for_backward(*inputs, *(output[::2] if ctx.fused else ()))
 
 

@@ -8,13 +8,13 @@ Triton is imported, runs them on a CPU.
 import functools
 import warnings
 from contextlib import nullcontext
-from typing import Optional
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from mmsgformer.compat import custom_op
 from mmsgformer.ops.attention_chunked import chunked_attention
 
 _ROWS = 64
@@ -107,13 +107,11 @@ def _column_sums_kernel(
     tl.store(sums + (group * tl.num_programs(2) + part) * num_keys + key, total, mask=key < num_keys)
 
 
-@torch.library.custom_op('mmsgformer::triton_column_means', mutates_args=())
-def triton_column_means(
-    q: Tensor,
-    k: Tensor,
-    valid: Optional[Tensor],  # noqa: UP045  the operator's schema is read from it
-    may_fall_back: bool = False,
-) -> Tensor:
+@custom_op(
+    'mmsgformer::triton_column_means',
+    '(Tensor q, Tensor k, Tensor? valid, bool may_fall_back=False) -> Tensor',
+)
+def triton_column_means(q: Tensor, k: Tensor, valid: Tensor | None, may_fall_back: bool = False) -> Tensor:
     """Column means of softmax(q k^T / sqrt(d)) over heads and queries.
 
     Args:

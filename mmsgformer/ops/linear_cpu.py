@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+from mmsgformer.compat import is_autocast_enabled, is_compiling
+
 
 def amd_family_with_avx512() -> int:
     """The family of an AMD processor with AVX-512: 25 is Zen 4, 26 Zen 5; 0 for any other processor."""
@@ -52,9 +54,9 @@ def onednn_pays(x: Tensor, weight: Tensor) -> bool:
         and x.device.type == weight.device.type == 'cpu'
         and x.dtype == weight.dtype == torch.float32
         and x.numel() > 0
-        and not torch.is_autocast_enabled('cpu')
+        and not is_autocast_enabled('cpu')
         and not torch.jit.is_tracing()
-        and not torch.compiler.is_compiling()
+        and not is_compiling()
     )
 
 

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from older_torch import NEEDS_TRITON
 from tolerances import OPERATOR, assert_close
 
 from mmsgformer.ops import attention, attention_chunked, attention_triton, attention_with_column_means
@@ -12,7 +13,7 @@ from mmsgformer.ops import attention, attention_chunked, attention_triton, atten
 SHAPES = [(2, 1, 49, 49, 16), (1, 4, 130, 17, 24), (3, 2, 1, 5, 32), (2, 3, 64, 64, 64)]
 # The Triton kernels are interpreted on a CPU; with `cuda` here all of this file runs on a GPU.
 DEVICE = os.environ.get('MMSGFORMER_TEST_DEVICE', 'cpu')
-BACKENDS = ['chunked', 'triton']
+BACKENDS = ['chunked', pytest.param('triton', marks=NEEDS_TRITON)]
 
 
 def inputs(batch, heads, queries, keys, dim, dtype=torch.float64, scale=1.0):
@@ -137,7 +138,7 @@ def test_dropout_leaves_the_means_alone(backend):
 )
 def test_auto_takes_the_kernels_where_they_run(is_cuda, dtype, head_dim, has_triton, expected, monkeypatch):
     """The tests of the backends that it takes are its tests too."""
-    monkeypatch.setattr(attention, '_HAS_TRITON', has_triton)
+    monkeypatch.setattr(attention, 'HAS_TRITON', has_triton)
     q = SimpleNamespace(is_cuda=is_cuda, dtype=dtype, shape=(1, 1, 4, head_dim))
     assert attention._choose_backend('auto', q) == expected
 
@@ -148,6 +149,7 @@ def test_an_unknown_backend_is_named():
         attention_with_column_means(q, k, v, backend='cuda')
 
 
+@NEEDS_TRITON
 @pytest.mark.skipif(DEVICE != 'cpu', reason='on a GPU every backend runs')
 def test_a_backend_that_cannot_run_says_why(monkeypatch):
     """And `auto` does without it."""
@@ -158,8 +160,8 @@ def test_a_backend_that_cannot_run_says_why(monkeypatch):
     monkeypatch.setenv('TRITON_INTERPRET', '1')
     with pytest.raises(RuntimeError, match='heads have 256 channels, it takes at most 128'):
         attention_with_column_means(*inputs(1, 1, 4, 4, 256)[1], backend='triton')
-    monkeypatch.setattr(attention, '_HAS_TRITON', False)
-    with pytest.raises(RuntimeError, match='Triton is not installed'):
+    monkeypatch.setattr(attention, 'HAS_TRITON', False)
+    with pytest.raises(RuntimeError, match='there is no Triton 3, which came with torch'):
         attention_with_column_means(q, k, v, backend='triton')
     attention_with_column_means(q, k, v)
 
@@ -200,6 +202,7 @@ def triton_is_broken(monkeypatch):
     attention_triton._triton_compiles.cache_clear()
 
 
+@NEEDS_TRITON
 def test_without_a_compiler_the_means_come_in_chunks_and_it_is_said_once(triton_is_broken):
     _, (q, k, v) = inputs(2, 2, 9, 9, 16, dtype=torch.float32)
     with pytest.warns(UserWarning, match='Triton cannot run on .*Failed to find C compiler') as said:
@@ -208,6 +211,7 @@ def test_without_a_compiler_the_means_come_in_chunks_and_it_is_said_once(triton_
     torch.testing.assert_close(means, attention_with_column_means(q, k, v, backend='reference')[1])
 
 
+@NEEDS_TRITON
 def test_without_a_compiler_a_backend_that_was_asked_for_raises(triton_is_broken):
     _, (q, k, v) = inputs(2, 2, 9, 9, 16, dtype=torch.float32)
     with pytest.raises(RuntimeError, match='Failed to find C compiler'):

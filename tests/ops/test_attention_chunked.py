@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from older_torch import needs_torch
 from tolerances import OPERATOR, assert_close
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from mmsgformer.compat import TORCH
 from mmsgformer.ops import (
     attention_chunked,
     attention_with_column_means_reference,
@@ -13,6 +15,9 @@ from mmsgformer.ops import (
     linear_cpu,
 )
 from mmsgformer.ops.attention_chunked import chunked_attention, quicker_than_torch
+
+# Inductor's cache came with torch 2.2.
+DISABLED_CACHE = {'force_disable_caches': True} if TORCH >= (2, 2) else {}
 
 
 @pytest.fixture(autouse=True, params=[True, False], ids=['onednn', 'mkl'])
@@ -84,6 +89,7 @@ def test_it_is_used_where_it_pays(onednn):
     assert_close(out, exact, OPERATOR[torch.float32].forward)
 
 
+@needs_torch(2, 4, 'check of custom operators')
 @pytest.mark.parametrize('masked', [False, True])
 def test_it_is_an_operator_that_torch_can_trust(masked):
     q, k, v, _ = make(1, 2, 6, 6, 8)
@@ -121,7 +127,7 @@ def test_inductor_trains_through_it(always_in_chunks):
     for function in (chunked_attention, torch.compile(lambda *x: chunked_attention(*x), fullgraph=True)):
         leaves = [t.clone().requires_grad_() for t in (q, k, v)]
         # Something that Inductor makes code for on either side. Its cache does not see an operator change.
-        with torch._inductor.config.patch(force_disable_caches=True):
+        with torch._inductor.config.patch(DISABLED_CACHE):
             out, means, _ = function(*(leaf.sin() for leaf in leaves), None)
             results.append([out, means, *torch.autograd.grad(out.cos(), leaves, probe)])
     for compiled, eager in zip(*results, strict=True):

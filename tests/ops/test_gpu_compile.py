@@ -17,6 +17,8 @@ from unittest import mock
 import pytest
 import torch
 
+from mmsgformer.compat import HAS_TRITON
+
 # A100, H100, B200.
 CAPABILITIES = [80, 90, 100]
 DTYPES = {torch.float32: 'fp32', torch.bfloat16: 'bf16', torch.float16: 'fp16', torch.uint8: 'u8'}
@@ -96,6 +98,7 @@ def compile_all(capability: int, head_dims: list[int]) -> list[dict]:
     ]
 
 
+@pytest.mark.skipif(not HAS_TRITON, reason='Triton 3 is not installed: torch 2.4 brought it')
 @pytest.mark.parametrize(
     'head_dims',
     [[32], pytest.param([16, 64, 128], marks=pytest.mark.slow)],
