@@ -113,8 +113,8 @@ def _require_trust(name: str) -> None:
     """Raise a CheckpointError where reading a .pth can run code from it and the user has not agreed."""
     if not READS_PTH_SAFELY and os.environ.get(TRUST_VARIABLE) != '1':
         raise CheckpointError(
-            f'{name} was not loaded: a .pth can run code when torch {TORCH[0]}.{TORCH[1]} reads it, whatever it '
-            'is told (CVE-2025-32434; mended in 2.6). If it is your own, or you trust where it is from, set '
+            f'{name} was not loaded: torch {TORCH[0]}.{TORCH[1]} can run code from any .pth that it reads '
+            '(CVE-2025-32434, mended in 2.6). If it is your own, or you trust where it is from, set '
             f'{TRUST_VARIABLE}=1; else take a .safetensors file, or torch 2.6 or later'
         )
 
