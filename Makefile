@@ -1,5 +1,8 @@
-# Two commands do it all: `make demo` and `make test`. Each sets up .venv first if it is not there.
-PYTHON_BIN := .venv/bin/python
+# Two commands do it all: `make demo` and `make test`. Each sets up .venv first if it is not there; with
+# STACK=upstream .venv-upstream, with OpenMMLab's own packages.
+export STACK ?= maintained
+VENV := $(if $(filter upstream,$(STACK)),.venv-upstream,.venv)
+PYTHON_BIN := $(VENV)/bin/python
 # Two workers of one thread each (tests/conftest.py); the one that is done first takes over from the other.
 PYTEST := $(PYTHON_BIN) -m pytest --numprocesses 2 --dist worksteal
 
@@ -10,7 +13,7 @@ help:
 	@echo "make test       run the test suite, on 2 cores"
 	@echo "make test-slow  run the tests that it leaves out: full sizes, many repetitions; once a day in CI"
 	@echo "make lint       check style with ruff"
-	@echo "make setup      set up .venv only"
+	@echo "make setup      set up .venv only; each of these with STACK=upstream uses OpenMMLab's last own packages"
 
 setup:
 	@bash tools/setup_venv.sh
@@ -25,4 +28,4 @@ test-slow: setup
 	@$(PYTEST) -m slow
 
 lint: setup
-	@.venv/bin/ruff check . && .venv/bin/ruff format --check .
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .

@@ -17,6 +17,8 @@ from torch import Tensor
 ROOT = Path(__file__).parents[1]
 # One thread for each of pytest's workers, and for the processes that they start.
 os.environ['OMP_NUM_THREADS'] = '1'
+# Where torch reads no .pth safely: the tests read what they wrote themselves.
+os.environ.setdefault('MMSGFORMER_TRUST_PTH', '1')
 torch.set_num_threads(1)
 if os.environ.get('MMSGFORMER_TEST_DEVICE', 'cpu') == 'cpu':
     os.environ['TRITON_INTERPRET'] = '1'  # Triton reads it when it is imported

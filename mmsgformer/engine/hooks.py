@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 
+import torch
 from mmengine.dataset import pseudo_collate
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
@@ -91,7 +92,11 @@ class BadNumberHook(Hook):
         Raises:
             BadNumberError: One is not finite.
         """
-        losses = {name: float(value) for name, value in (outputs or {}).items() if 'loss' in name}
+        losses = {
+            name: float(torch.as_tensor(value).detach())
+            for name, value in (outputs or {}).items()
+            if 'loss' in name
+        }
         if not all(map(math.isfinite, losses.values())):
             listed = ', '.join(f'{name} {value:g}' for name, value in losses.items())
             raise BadNumberError(
