@@ -44,7 +44,7 @@ setup(
     packages=find_packages(include=['mmsgformer', 'mmsgformer.*']),
     python_requires='>=3.10,<3.13',
     # MMEngine is left to the user: listing one of its two distributions would install it over the other.
-    install_requires=['torch>=2.6'],
+    install_requires=['torch>=2.1'],
     extras_require={
         'full': requirements('torch', 'mmcv', 'frameworks'),
         'dev': requirements('dev'),
