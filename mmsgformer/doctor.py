@@ -23,7 +23,8 @@ import sys
 import sysconfig
 import tempfile
 from dataclasses import dataclass, field
-from typing import Any, Callable, Iterator, Sequence  # noqa: UP035  for Python 3.8
+from pathlib import Path
+from typing import Any, Callable, Iterator, NamedTuple, Sequence  # noqa: UP035  for Python 3.8
 
 PYTHONS = ((3, 10), (3, 12))
 # The versions that the tests were run with. Of the fork, torch may be any from FORK_TORCH on.
@@ -144,7 +145,8 @@ def import_all(names: list) -> None:
     def first_lines(error):
         lines = []
         while error is not None:
-            lines.append((str(error).strip() or type(error).__name__).splitlines()[0].strip('\'"')[:300])
+            text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+            lines.append((text.strip() or type(error).__name__).splitlines()[0][:300])
             error = error.__cause__ or error.__context__
         return lines
 
@@ -202,17 +204,15 @@ def try_imports(
     After a crash, or when the time is up, the modules that were left have the same error.
     """
     program = f'{inspect.getsource(import_all)}\nimport_all({list(names)})'
-    with tempfile.TemporaryFile('w+') as out, tempfile.TemporaryFile('w+', errors='replace') as log:
-        try:
-            code = subprocess.call([sys.executable, '-c', program], stdout=out, stderr=log, timeout=seconds)
-            end = f'crashed by signal {-code}' if code < 0 else f'ended Python with status {code}'
-        except subprocess.TimeoutExpired:
-            end = f'not done after {seconds:g} s'
-        out.seek(0)
-        answers = [json.loads(line) for line in out if line.endswith('\n')]
-        log.seek(0)
-        last_words = [line.strip() for line in log if line.strip()][-1:]
+    try:
+        done = subprocess.run([sys.executable, '-c', program], capture_output=True, timeout=seconds)
+        out, log = done.stdout, done.stderr
+        end = f'crashed by signal {-done.returncode}' if done.returncode < 0 else 'ended Python'
+    except subprocess.TimeoutExpired as error:
+        out, log, end = error.stdout or b'', error.stderr or b'', f'not done after {seconds:g} s'
+    answers = [json.loads(line) for line in out.splitlines(keepends=True) if line.endswith(b'\n')]
     modules = {name: Module(**answer) for name, answer in zip(names, answers)}  # noqa: B905  not before 3.10
+    last_words = log.decode(errors='replace').strip().splitlines()[-1:]
     reason = ': '.join([end, *last_words])
     modules.update({name: Module(None, '', [reason]) for name in names[len(answers) :]})
     return modules, answers[-1] if len(answers) > len(names) else {'cuda_error': reason}
@@ -221,9 +221,8 @@ def try_imports(
 def output_of(*command: str) -> str:
     """What a program prints, or nothing if there is none, it fails or it hangs."""
     try:
-        return subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=30, check=True
-        ).stdout.decode(errors='replace')
+        done = subprocess.run(command, capture_output=True, timeout=30, check=True)
+        return done.stdout.decode(errors='replace')
     except (OSError, subprocess.SubprocessError):
         return ''
 
@@ -247,38 +246,37 @@ def find_shadowing(torch_file: str | None) -> list[str]:
     site = os.path.dirname(os.path.dirname(os.path.realpath(torch_file or '/')))
     ours = glob.glob(f'{site}/torch/lib/*.so*') + glob.glob(f'{site}/nvidia/*/lib/*.so*')
     names = {os.path.basename(library) for library in ours} | {'libstdc++.so.6'}
+    searched_anyway = (f'{site}/', f'{os.path.realpath(sys.prefix)}/lib/', '/usr/lib', '/lib')
     found = []
     for folder in filter(None, os.environ.get('LD_LIBRARY_PATH', '').split(':')):
         for library in sorted(glob.glob(f'{glob.escape(folder)}/*.so*')):
-            own = os.path.realpath(library).startswith((f'{site}/', f'{sys.prefix}/', '/usr/lib', '/lib'))
+            own = os.path.realpath(library).startswith(searched_anyway)
             if os.path.basename(library) in names and not own:
                 found.append(library)
     return found
 
 
 def cpu_quota() -> float:
-    """The number of cores that the control group allows, as in a container; infinite without a limit."""
-
-    def read(path: str) -> list[str]:
-        try:
-            with open(path) as file:
-                return file.read().split()
-        except OSError:
-            return []
-
-    group = next((line[3:] for line in read('/proc/self/cgroup') if line.startswith('0::')), '')
-    for folder in (f'/sys/fs/cgroup{group}', '/sys/fs/cgroup'):
-        limit = read(f'{folder}/cpu.max')  # version 2
-        if limit:
-            return math.inf if limit[0] == 'max' else int(limit[0]) / int(limit[1])
-    folder = '/sys/fs/cgroup/cpu'  # version 1
-    quota, period = read(f'{folder}/cpu.cfs_quota_us'), read(f'{folder}/cpu.cfs_period_us')
-    return int(quota[0]) / int(period[0]) if quota and int(quota[0]) > 0 else math.inf
+    """The number of cores that the control groups allow, as in a container; infinite without a limit."""
+    own_group = Path('/proc/self/cgroup')
+    groups = re.findall(r'^0::(.*)$', own_group.read_text() if own_group.exists() else '', re.MULTILINE)
+    folder = Path('/sys/fs/cgroup' + ''.join(groups))
+    quotas = [math.inf]
+    for limit in (one / 'cpu.max' for one in (folder, *folder.parents)):
+        quota, _, period = limit.read_text().partition(' ') if limit.exists() else ('max', '', '')
+        if quota != 'max':
+            quotas.append(int(quota) / int(period))
+    return min(quotas)
 
 
 def free_space() -> dict[str, int]:
     """Bytes free in the working folder and the folder for temporary files."""
-    return {folder: shutil.disk_usage(folder).free for folder in (os.getcwd(), tempfile.gettempdir())}
+    free = {os.getcwd(): shutil.disk_usage(os.getcwd()).free}
+    try:
+        temporary = tempfile.gettempdir()
+    except FileNotFoundError:  # it tried to write there
+        return {**free, '/tmp': 0}
+    return {**free, temporary: shutil.disk_usage(temporary).free}
 
 
 def facts() -> Facts:
@@ -375,8 +373,7 @@ def has_framework(facts: Facts) -> bool:
 # --- why imports fail ---
 
 
-@dataclass
-class Cause:
+class Cause(NamedTuple):
     """Why an import fails: what it says, after the module's name, and what mends it.
 
     `what` may use {package}, {error} and {found}, the pattern's group; `command` has the facts, the package
@@ -389,28 +386,33 @@ class Cause:
     command: Callable[[Facts, str, re.Match], str]
 
 
-def _rebuild_mmcv(facts: Facts, *_: object) -> str:
+def rebuild_mmcv(facts: Facts, *_: object) -> str:
+    """Against the torch that is there."""
     return install(facts, 'mmcv', options='--force-reinstall --no-deps')
 
 
-def _accept(facts: Facts, package: str, match: re.Match) -> str:
+def accepted(facts: Facts, package: str, match: re.Match) -> str:
+    """The version that the package accepts; both of one stack, where they are not."""
     rejected = match.group(1).lower()
     if stack_of_package(facts, package) == stack_of_package(facts, rejected):
         return install(facts, rejected)
     return install(facts, rejected, package)
 
 
-def _headless(facts: Facts, *_: object) -> str:
+def headless_opencv(facts: Facts, *_: object) -> str:
+    """The build that needs no libraries of a desktop, over the files of the other."""
     versions = [facts.distributions[name] for name in OPENCV if name in facts.distributions]
     pin = f'=={versions[0]}' if versions else ''
     return f'{facts.pip} install --no-deps --force-reinstall opencv-python-headless{pin}'
 
 
-def _numpy(facts: Facts, *_: object) -> str:
+def other_numpy(facts: Facts, *_: object) -> str:
+    """NumPy 1 instead of 2, or the reverse."""
     return f'{facts.pip} install "numpy{"<" if numbers(facts.distributions.get("numpy")) >= (2,) else ">="}2"'
 
 
-def _torchvision(facts: Facts, *_: object) -> str:
+def torchvision_of_torch(facts: Facts, *_: object) -> str:
+    """torchvision 0.(15 + n).m is built with torch 2.n.m; of the same kind of wheel, CUDA or CPU."""
     version = facts.modules['torch'].version or tested(facts, 'torch')[1]
     _, minor, patch = numbers(version)
     kind = version.partition('+')[2]  # as in 2.11.0+cpu
@@ -418,14 +420,16 @@ def _torchvision(facts: Facts, *_: object) -> str:
     return f'{facts.pip} install --no-deps --force-reinstall torchvision==0.{15 + minor}.{patch}{index}'
 
 
-def _add(facts: Facts, _: str, match: re.Match) -> str:
+def add(facts: Facts, _: str, match: re.Match) -> str:
+    """A module that is not there."""
     needed = match.group(1)
     if needed in DISTRIBUTIONS or needed in TESTED['fork']:
         return install(facts, needed)
     return f'{facts.pip} install "{PIP_NAMES.get(needed, needed)}"'
 
 
-def _reinstall(facts: Facts, package: str, _: re.Match) -> str:
+def reinstall(facts: Facts, package: str, _: re.Match) -> str:
+    """What is broken in an unknown way."""
     if package in DISTRIBUTIONS or package in TESTED['fork']:
         return install(facts, package, options='--force-reinstall --no-deps')
     return f'{facts.pip} install --force-reinstall --no-deps {PIP_NAMES.get(package, package)}'
@@ -436,43 +440,38 @@ CAUSES = (
         r"No module named 'mmcv\._ext'",
         'mmcv without operators',
         'mmcv has no compiled operators: it is mmcv-lite, or was built with MMCV_WITH_OPS=0',
-        lambda facts, *_: f'export MMCV_WITH_OPS=1; {_rebuild_mmcv(facts)}',
+        lambda facts, *_: f'export MMCV_WITH_OPS=1; {rebuild_mmcv(facts)}',
     ),
     Cause(
-        r'(MMCV|MMEngine)==.* is used but incompatible',
-        '{package} rejects {found}',
-        '{error}',
-        _accept,
+        r'^mmcv\._ext: .*(undefined symbol|cannot open shared object|DLL load failed|not found)',
+        'mmcv of another torch',
+        'mmcv was compiled for another torch: {error}',
+        rebuild_mmcv,
     ),
+    Cause(r'(MMCV|MMEngine)==.* is used but incompatible', '{package} rejects {found}', '{error}', accepted),
     Cause(
         r'(lib(?:GL|gthread|glib|SM|Xext|Xrender)\b[^:]*): cannot open shared object',
         'OpenCV without a desktop',
         "OpenCV's desktop build needs {found}, which is not there",
-        _headless,
+        headless_opencv,
     ),
     Cause(
         r'numpy\.dtype size changed|_ARRAY_API|numpy\.core\.multiarray|compiled using NumPy',
         'another NumPy',
         '{package} was compiled for another NumPy: {error}',
-        _numpy,
+        other_numpy,
     ),
     Cause(
         r'torchvision::',
         'torchvision of another torch',
         'torchvision was built for another torch: {error}',
-        _torchvision,
+        torchvision_of_torch,
     ),
     Cause(
         r'iJIT_NotifyEvent',
         'MKL',
         "conda's MKL is newer than this torch can use: {error}",
         lambda *_: 'conda install "mkl<2024.1"',
-    ),
-    Cause(
-        r'^mmcv\._ext: .*(undefined symbol|cannot open shared object|DLL load failed|compiled)',
-        'mmcv of another torch',
-        'mmcv was compiled for another torch: {error}',
-        _rebuild_mmcv,
     ),
     Cause(
         r'is already registered in .* at (\S+)',
@@ -484,9 +483,9 @@ CAUSES = (
         r"No module named '(\w+)'",
         'no {found}',
         '{package} needs {found}, which is not installed',
-        _add,
+        add,
     ),
-    Cause(r'', '{package} fails', 'importing {package}: {error}', _reinstall),
+    Cause(r'', '{package} fails', 'importing {package}: {error}', reinstall),
 )
 
 
@@ -544,12 +543,16 @@ def failed_imports(facts: Facts) -> Iterator[Finding]:
 def explain(facts: Facts, module: str, errors: list[str]) -> Finding:
     """The finding for an import that failed, by the first of CAUSES that its errors fit."""
     text = f'{module}: {" / ".join(errors)}'
-    cause = next(cause for cause in CAUSES if re.search(cause.pattern, text))
-    match = re.search(cause.pattern, text)
-    package = module.split('.')[0]
-    what = cause.what.format(package=package, error=errors[0], found=match.group(match.lastindex or 0))
+    matches = ((cause, re.search(cause.pattern, text)) for cause in CAUSES)
+    cause, match = next((cause, match) for cause, match in matches if match)
+    words = {
+        'package': module.split('.')[0],
+        'error': errors[0],
+        'found': match.group(match.lastindex or 0),
+    }
     level = 'warning' if module.startswith('mmcv') and not has_framework(facts) else 'error'
-    return Finding(level, cause.name.format(package=package), what, cause.command(facts, package, match))
+    command = cause.command(facts, words['package'], match)
+    return Finding(level, cause.name.format(**words), cause.what.format(**words), command)
 
 
 def untested_versions(facts: Facts) -> Iterator[Finding]:
@@ -578,7 +581,9 @@ def numpy_of_another_time(facts: Facts) -> Iterator[Finding]:
     if facts.numpy_error or (numpy >= (2,) and old):
         level = 'error' if facts.numpy_error or old == 'torch' else 'warning'
         what = facts.numpy_error or f'{old} was compiled for NumPy 1'
-        yield Finding(level, 'NumPy 2', f'NumPy {facts.distributions.get("numpy")}: {what}', _numpy(facts))
+        yield Finding(
+            level, 'NumPy 2', f'NumPy {facts.distributions.get("numpy")}: {what}', other_numpy(facts)
+        )
 
 
 def old_mmengine(facts: Facts) -> Iterator[Finding]:
@@ -609,18 +614,18 @@ def gpu(facts: Facts) -> Iterator[Finding]:
     version = facts.modules['torch'].version
     if facts.gpus and facts.torch_cuda is None and not facts.cuda_error:
         what = f'{facts.gpus[0]} is there, but torch {version} is built for the CPU only'
-        yield Finding(
-            'warning',
-            'torch without CUDA',
-            what,
-            install(facts, 'torch', 'torchvision', options='--force-reinstall'),
-        )
-    elif facts.gpus and not facts.gpus_hidden and (not facts.cuda_works or facts.cuda_error):
-        pins = ' '.join(f'{name}=={tested(facts, name)[1]}' for name in ('torch', 'torchvision'))
-        kind = 'cu126' if stack_of(facts) == 'fork' else 'cu118'  # the oldest CUDA that there are wheels for
-        command = f'{facts.pip} install --force-reinstall {pins}'
-        command += f' --index-url https://download.pytorch.org/whl/{kind}'
-        what = f'torch {version} (CUDA {facts.torch_cuda}) cannot use {facts.gpus[0]}: {facts.cuda_error}'
+        command = install(facts, 'torch', 'torchvision', options='--force-reinstall')
+        yield Finding('warning', 'torch without CUDA', what, command)
+    elif facts.gpus and not facts.gpus_hidden and (facts.cuda_error or not facts.cuda_works):
+        error = facts.cuda_error or 'no reason given'
+        if 'too old' in error:  # driver or GPU, for this build's CUDA: the oldest that there are wheels for
+            kind = 'cu126' if stack_of(facts) == 'fork' else 'cu118'
+            command = install(facts, 'torch', 'torchvision', options='--force-reinstall')
+            command += f' --index-url https://download.pytorch.org/whl/{kind}'
+        else:
+            newer = 'no kernel image' in error or 'not compatible' in error
+            command = install(facts, 'torch', 'torchvision') if newer else 'nvidia-smi'
+        what = f'torch {version} (CUDA {facts.torch_cuda}) cannot use {facts.gpus[0]}: {error}'
         yield Finding('error', 'torch and the GPU', what, command)
     if not facts.cuda_works:
         return
@@ -650,23 +655,16 @@ def space(facts: Facts) -> Iterator[Finding]:
     """Checkpoints, temporary files, and the memory through which data loaders pass batches."""
     for folder, free in facts.free.items():
         if free < 5 * GIB:
-            work = folder == os.getcwd()
-            command = (
-                'python tools/train.py CONFIG --work-dir /LARGER/DISK'
-                if work
-                else 'export TMPDIR=/LARGER/DISK'
-            )
+            command = 'export TMPDIR=/LARGER/DISK'
+            if folder == next(iter(facts.free)):  # the working folder
+                command = 'python tools/train.py CONFIG --work-dir /LARGER/DISK'
             yield Finding('warning', 'disk', f'{free / GIB:.1f} GiB free in {folder}', command)
     shared = facts.shared_memory
     if shared is not None and shared < GIB:
-        effect = (
-            'data loader workers die with a bus error'
-            if shared <= GIB / 16
-            else 'few for data loader workers'
-        )
-        docker = facts.in_container
-        command = 'docker run --shm-size=8g ...' if docker else 'sudo mount -o remount,size=8g /dev/shm'
-        yield Finding('warning', '/dev/shm', f'{shared / 2**20:.0f} MiB of shared memory: {effect}', command)
+        what = f'{shared / 2**20:.0f} MiB of shared memory, through which data loader workers pass batches'
+        container = facts.in_container
+        command = 'docker run --shm-size=8g ...' if container else 'sudo mount -o remount,size=8g /dev/shm'
+        yield Finding('warning', '/dev/shm', what, command)
 
 
 def threads(facts: Facts) -> Iterator[Finding]:
@@ -753,11 +751,7 @@ def screen(facts: Facts, findings: Sequence[Finding]) -> str:
     for finding in findings:
         lines += ['', f'{finding.level}: {finding.name}: {finding.what}', f'    {finding.command}']
     errors = sum(finding.level == 'error' for finding in findings)
-    verdict = (
-        'this environment works for mmsgformer'
-        if not errors
-        else 'mend the errors from the top, then run this again'
-    )
+    verdict = 'mend the first, then run this again' if errors else 'this environment works for mmsgformer'
     lines += ['', f'{errors} errors, {len(findings) - errors} warnings: {verdict}']
     return '\n'.join(lines)
 
