@@ -682,8 +682,8 @@ DIAGNOSES = (
     numpy_of_another_time,
     other_sgformer,
     gpu,
-    untested_versions,
     old_mmengine,
+    untested_versions,
     library_path,
     space,
     threads,
@@ -691,9 +691,11 @@ DIAGNOSES = (
 
 
 def diagnose(facts: Facts) -> list[Finding]:
-    """All findings, errors first."""
-    findings = [finding for diagnosis in DIAGNOSES for finding in diagnosis(facts)]
-    return sorted(findings, key=lambda finding: finding.level)
+    """The findings, errors first; of those that one command mends, the first."""
+    found: dict[str, Finding] = {}
+    for finding in (finding for diagnosis in DIAGNOSES for finding in diagnosis(facts)):
+        found.setdefault(finding.command, finding)
+    return sorted(found.values(), key=lambda finding: finding.level)
 
 
 # --- the screen ---
@@ -725,7 +727,7 @@ def screen(facts: Facts, findings: Sequence[Finding]) -> str:
         'mmcv': f'{"CUDA and CPU" if facts.mmcv_cuda else "CPU"} operators',
         'mmsgformer': os.path.dirname(facts.modules['mmsgformer'].file or ''),
     }
-    rows = [('python', facts.python, f'{sys.executable}, {facts.system}')]
+    rows = [('python', facts.python, sys.executable)]
     for module, result in facts.modules.items():
         package = module.split('.')[0]
         if module == 'mmcv._ext' or (result.file is None and package not in REQUIRED):
@@ -743,9 +745,9 @@ def screen(facts: Facts, findings: Sequence[Finding]) -> str:
     compiler = os.path.basename(facts.c_compiler or 'no C compiler')
     headers = 'Python.h' if facts.python_headers else 'no Python.h'
     rows.append(('compilers', '', f'{compiler}, {nvcc}, {headers}'))
-    disk = ', '.join(f'{free / GIB:.0f} GiB free in {folder}' for folder, free in facts.free.items())
-    shared = '' if facts.shared_memory is None else f', {facts.shared_memory / GIB:.1f} GiB in /dev/shm'
-    rows.append(('machine', '', f'{facts.cores} cores, {facts.threads} threads; {disk}{shared}'))
+    rows.append(('cores', str(facts.cores), f"{facts.threads} of torch's threads in a process"))
+    free = {**facts.free, **({} if facts.shared_memory is None else {'/dev/shm': facts.shared_memory})}
+    rows.append(('free', '', ', '.join(f'{size / GIB:.1f} GiB in {folder}' for folder, size in free.items())))
 
     lines = [f'{name:<12}{version:<12}{note}'.rstrip() for name, version, note in rows]
     for finding in findings:
