@@ -745,7 +745,7 @@ def screen(facts: Facts, findings: Sequence[Finding]) -> str:
     compiler = os.path.basename(facts.c_compiler or 'no C compiler')
     headers = 'Python.h' if facts.python_headers else 'no Python.h'
     rows.append(('compilers', '', f'{compiler}, {nvcc}, {headers}'))
-    rows.append(('cores', str(facts.cores), f"{facts.threads} of torch's threads in a process"))
+    rows.append(('cores', str(facts.cores), f'torch computes with {facts.threads}'))
     free = {**facts.free, **({} if facts.shared_memory is None else {'/dev/shm': facts.shared_memory})}
     rows.append(('free', '', ', '.join(f'{size / GIB:.1f} GiB in {folder}' for folder, size in free.items())))
 
@@ -754,7 +754,7 @@ def screen(facts: Facts, findings: Sequence[Finding]) -> str:
         lines += ['', f'{finding.level}: {finding.name}: {finding.what}', f'    {finding.command}']
     errors = sum(finding.level == 'error' for finding in findings)
     verdict = 'mend the first, then run this again' if errors else 'this environment works for mmsgformer'
-    lines += ['', f'{errors} errors, {len(findings) - errors} warnings: {verdict}']
+    lines += ['', f'errors: {errors}, warnings: {len(findings) - errors}; {verdict}']
     return '\n'.join(lines)
 
 

@@ -519,10 +519,11 @@ def test_the_screen_is_one_screen(environment):
 def test_python_outside_the_range_of_setup_py():
     low, high = re.search(r"python_requires='>=3\.(\d+),<3\.(\d+)'", (ROOT / 'setup.py').read_text()).groups()
     assert ((3, int(low)), (3, int(high) - 1)) == doctor.PYTHONS
-    here = doctor.Facts('', 'pip', None, '', modules={}, distributions={})
+    fine = {name: doctor.Module('1', 'file', []) for name in doctor.IMPORTS}
+    here = doctor.Facts('', 'pip', None, '', modules=fine, distributions={})
     for minor, wrong in ((int(low) - 1, True), (int(low), False), (int(high) - 1, False), (int(high), True)):
         facts = dataclasses.replace(here, python=f'3.{minor}.1')
-        assert bool(list(doctor.python_version(facts))) == wrong
+        assert [finding.name for finding in doctor.diagnose(facts)] == ['python'] * wrong
 
 
 def test_the_table_is_that_of_the_requirements():
