@@ -505,7 +505,7 @@ def missing(facts: Facts) -> Iterator[Finding]:
     commands = {
         'torch': install(facts, 'torch', 'torchvision'),
         'mmengine': install(facts, 'mmengine'),
-        'mmsgformer': f'{facts.pip} install -e {facts.checkout or "CHECKOUT"}',
+        'mmsgformer': f'{facts.pip} install --no-deps -e {facts.checkout or "CHECKOUT"}',
     }
     for name in REQUIRED:
         if facts.modules[name].file is None:
@@ -607,8 +607,8 @@ def other_sgformer(facts: Facts) -> Iterator[Finding]:
             yield Finding('error', 'another SGFormer', what, f'grep -n register_module {file}')
 
 
-def gpu(facts: Facts) -> Iterator[Finding]:
-    """A GPU that torch, mmcv or Triton cannot use."""
+def torch_and_the_gpu(facts: Facts) -> Iterator[Finding]:
+    """A GPU that torch cannot use."""
     if facts.modules['torch'].file is None or facts.modules['torch'].errors:
         return
     version = facts.modules['torch'].version
@@ -627,18 +627,24 @@ def gpu(facts: Facts) -> Iterator[Finding]:
             command = install(facts, 'torch', 'torchvision') if newer else 'nvidia-smi'
         what = f'torch {version} (CUDA {facts.torch_cuda}) cannot use {facts.gpus[0]}: {error}'
         yield Finding('error', 'torch and the GPU', what, command)
-    if not facts.cuda_works:
-        return
+
+
+def mmcv_without_cuda(facts: Facts) -> Iterator[Finding]:
+    """Compiled where no GPU was seen; to compile it takes the CUDA compiler."""
     ext = facts.modules['mmcv._ext']
-    if ext.file and not ext.errors and not facts.mmcv_cuda:
+    if facts.cuda_works and ext.file and not ext.errors and not facts.mmcv_cuda:
         what = 'mmcv has operators for the CPU only, detectors need them on the GPU'
         command = install(facts, 'mmcv', options='--force-reinstall --no-deps')
         if facts.nvcc is None or numbers(facts.nvcc)[:1] != numbers(facts.torch_cuda)[:1]:
             what += f"; to compile them takes nvcc of torch's CUDA {facts.torch_cuda}, here: {facts.nvcc}"
             command = f'apt-get install cuda-toolkit-{(facts.torch_cuda or "").replace(".", "-")}'
         yield Finding('error' if has_framework(facts) else 'warning', 'mmcv without CUDA', what, command)
-    lacking = 'C compiler' if facts.c_compiler is None else None if facts.python_headers else 'Python.h'
-    if lacking:
+
+
+def triton(facts: Facts) -> Iterator[Finding]:
+    """It compiles a launcher for its kernels on the machine that runs them."""
+    if facts.cuda_works and not (facts.c_compiler and facts.python_headers):
+        lacking = 'Python.h' if facts.c_compiler else 'C compiler'
         what = f'no {lacking}: Triton cannot compile, significance on the GPU is slower'
         yield Finding('warning', 'Triton', what, 'apt-get install gcc python3-dev')
 
@@ -681,7 +687,9 @@ DIAGNOSES = (
     failed_imports,
     numpy_of_another_time,
     other_sgformer,
-    gpu,
+    torch_and_the_gpu,
+    mmcv_without_cuda,
+    triton,
     old_mmengine,
     untested_versions,
     library_path,

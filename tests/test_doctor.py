@@ -292,7 +292,7 @@ def old_libstdcxx(e: Environment) -> None:
 TROUBLES = (
     (lambda e: e.remove('torch'), 'error', 'no torch', PINNED_TORCH),
     (lambda e: e.remove('mmengine'), 'error', 'no mmengine', 'pip install onedl-mmengine==0.10.12'),
-    (lambda e: e.remove('mmsgformer'), 'error', 'no mmsgformer', f'pip install -e {ROOT}'),
+    (lambda e: e.remove('mmsgformer'), 'error', 'no mmsgformer', f'pip install --no-deps -e {ROOT}'),
     (lambda e: e.remove('mmcv'), 'error', 'no mmcv', NEW_MMCV),
     (
         lambda e: e.distribution('onedl-mmdetection', '3.4.0'),
