@@ -159,7 +159,7 @@ def import_all(names: list) -> None:
     def cuda():
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter('always')
-            works = torch.cuda.is_available()
+            works = torch.version.cuda is not None and torch.cuda.is_available()  # not ROCm
         error = str(caught[0].message).splitlines()[0] if caught else None
         if works:
             _, error = attempt(lambda: torch.zeros(1, device='cuda').add(1).item())

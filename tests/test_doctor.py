@@ -447,6 +447,18 @@ def test_the_backbone_alone_is_an_environment_too(environment):
     assert 'backbone only' in environment.run().stdout
 
 
+def test_operators_of_mmcv_are_a_warning_where_no_framework_needs_them(environment):
+    environment.remove('mmdet', 'mmseg', 'mmpretrain')
+    (environment.site / 'mmcv' / '_ext.py').unlink()
+    ((level, name, _),) = of_packages(environment.findings())
+    assert (level, name) == ('warning', 'mmcv without operators')
+
+
+def test_a_gpu_that_is_hidden_on_purpose_is_no_trouble(environment):
+    environment.program('nvidia-smi', H100)
+    assert of_packages(environment.findings()) == []
+
+
 def test_more_threads_than_cores(environment):
     environment.variables['OMP_NUM_THREADS'] = '4096'
     (found,) = [finding for finding in environment.findings() if finding[1] == 'threads']
@@ -464,9 +476,9 @@ def test_little_disk(environment):
     [
         ('mount -t tmpfs -o size=64m none /dev/shm', '/dev/shm', '8g'),
         (
-            'mount -t tmpfs none /sys/fs/cgroup && echo 150000 100000 >/sys/fs/cgroup/cpu.max',
+            'mount -t tmpfs none /sys/fs/cgroup && echo 50000 100000 >/sys/fs/cgroup/cpu.max',
             'threads',
-            'export OMP_NUM_THREADS=2',
+            'export OMP_NUM_THREADS=1',
         ),
     ],
 )
