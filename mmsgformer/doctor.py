@@ -30,8 +30,8 @@ PYTHONS = ((3, 10), (3, 12))
 # The versions that the tests were run with. Of the fork, torch may be any from FORK_TORCH on.
 TESTED = {
     'fork': {
-        'torch': '2.11.0',
-        'torchvision': '0.26.0',
+        'torch': '2.10.0',
+        'torchvision': '0.25.0',
         'onedl-mmcv': '2.3.6',
         'onedl-mmengine': '0.10.12',
         'onedl-mmdetection': '3.5.1',
