@@ -5,6 +5,7 @@ that their inputs are on one device and of types that go together. Numbers come 
 norms' float32, the difference between the two autocasts that matters here, is simulated.
 """
 
+# ruff: noqa: E402  older torch versions lack some of it
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -12,7 +13,10 @@ from functools import partial
 
 import pytest
 import torch
+from older_torch import skip_module_below
 from torch import Tensor, nn
+
+skip_module_below(2, 4, 'fake GPUs that autograd takes')
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import Node

@@ -1,11 +1,15 @@
 """The backbone sharded over two processes by both of torch's FSDP, in mixed precision too."""
 
+# ruff: noqa: E402  older torch versions lack some of it
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from older_torch import skip_module_below
 from torch import Tensor, nn
+
+skip_module_below(2, 6, 'FSDP2')
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision, MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 

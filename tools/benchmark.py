@@ -145,7 +145,7 @@ def warm_up(steps: dict[str, Callable], device: str, warmup: int) -> dict[str, s
         try:
             for _ in range(warmup):
                 seconds(step, device)
-        except (torch._dynamo.exc.TorchDynamoException, torch.OutOfMemoryError) as error:
+        except (torch._dynamo.exc.TorchDynamoException, torch.cuda.OutOfMemoryError) as error:
             failures[name] = f'{type(error).__name__}: {error}'
             del steps[name]
     return failures

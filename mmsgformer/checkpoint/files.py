@@ -81,7 +81,7 @@ def _read_file(path: Path, name: str, map_location: object, mmap: bool = False) 
             # A file that is trusted is read as a whole where torch cannot read it safely.
             with safe_globals(_SAFE_GLOBALS):
                 content = torch.load(
-                    path, map_location=map_location, weights_only=READS_PTH_SAFELY, mmap=mmap
+                    str(path), map_location=map_location, weights_only=READS_PTH_SAFELY, mmap=mmap
                 )
     except CheckpointError:
         raise

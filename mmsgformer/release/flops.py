@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
+from mmsgformer.compat import HAS_FUSED_CPU_ATTENTION
+
 # Height and width that models are compared at, by framework.
 DEFAULT_SHAPES = {'mmpretrain': (224, 224), 'mmdet': (800, 1280), 'mmseg': (512, 2048)}
 
@@ -101,10 +103,9 @@ def _first_masks(mask_forward: Callable[..., dict], *args: Any) -> dict:
 
 def _missing_formulas() -> dict[Any, Callable[..., int]]:
     """Of products that torch's counter passes over: matrix by vector (token merging), and two on a CPU."""
-    formulas = {
-        torch.ops.aten.mv: lambda matrix, *_, **__: 2 * prod(matrix),
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
-    }
+    formulas = {torch.ops.aten.mv: lambda matrix, *_, **__: 2 * prod(matrix)}
+    if HAS_FUSED_CPU_ATTENTION:
+        formulas[torch.ops.aten._scaled_dot_product_flash_attention_for_cpu] = _attention_flops
     if torch.backends.mkldnn.is_available():
         formulas[torch.ops.mkldnn._linear_pointwise] = lambda x, weight, *_, **__: 2 * prod(x) * weight[0]
     return formulas

@@ -20,6 +20,7 @@ import pytest
 import torch
 from mmengine.fileio import get_file_backend
 from mmengine.logging import HistoryBuffer
+from older_torch import NEEDS_SAFE_READING
 from safetensors.torch import save_file
 
 from mmsgformer.checkpoint.files import (
@@ -49,6 +50,7 @@ class MakesAFolder:
         return os.mkdir, (self.path,)
 
 
+@NEEDS_SAFE_READING
 def test_code_in_a_pickle_does_not_run(tmp_path):
     trap = tmp_path / 'trap'
     torch.save({'state_dict': WEIGHTS, 'args': MakesAFolder(trap)}, tmp_path / 'weights.pth')
@@ -66,6 +68,7 @@ def test_what_mmengine_saves_is_read(tmp_path):
     assert content['message_hub']['iter'] == 3
 
 
+@NEEDS_SAFE_READING
 def test_memory_that_a_file_made_up_is_not_taken_for_an_array(tmp_path):
     """numpy.ndarray called with raw bytes as pointers to objects: reading it must fail, not crash later."""
     torch.save({'state_dict': WEIGHTS, 'array': Forged()}, tmp_path / 'weights.pth')
@@ -143,6 +146,7 @@ def address(tmp_path) -> Iterator[str]:
         server.shutdown()
 
 
+@NEEDS_SAFE_READING
 @pytest.mark.parametrize('is_url', [False, True])
 def test_the_advice_names_a_file_that_is_there(is_url, address, tmp_path):
     """Of a download, only the temporary copy had the path."""

@@ -10,6 +10,7 @@ import pytest
 import torch
 from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
+from older_torch import needs_torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tolerances import assert_official
 
@@ -56,12 +57,14 @@ def make_runner(shapes, tmp_path):
     return make
 
 
-RUNS = [('classifier', False), ('segmenter', True)]
+NEEDS_SCALER = needs_torch(2, 3, 'loss scaler for a CPU')
+RUNS = [('classifier', False), pytest.param('segmenter', True, marks=NEEDS_SCALER)]
 MORE_RUNS = [('detector', False), ('segmenter', False), ('detector', True), ('classifier', True)]
 
 
 @pytest.mark.parametrize(
-    ('kind', 'extras'), RUNS + [pytest.param(*run, marks=pytest.mark.slow) for run in MORE_RUNS]
+    ('kind', 'extras'),
+    RUNS + [pytest.param(*run, marks=[pytest.mark.slow, NEEDS_SCALER]) for run in MORE_RUNS],
 )
 def test_training_resumes(kind, extras, make_runner, monkeypatch):
     """Without unsafe reading, and, with extras, with the state of EMA and of AMP's loss scaler.

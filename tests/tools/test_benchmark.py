@@ -63,7 +63,7 @@ def test_what_does_not_compile_or_fit_is_left_out():
     steps = {
         'good': lambda: None,
         'bad': lambda: fail(torch._dynamo.exc.Unsupported('no such operator')),
-        'large': lambda: fail(torch.OutOfMemoryError('64 GiB')),
+        'large': lambda: fail(torch.cuda.OutOfMemoryError('64 GiB')),
     }
     failures = benchmark.warm_up(steps, 'cpu', 1)
     assert list(steps) == ['good']

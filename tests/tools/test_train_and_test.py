@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from older_torch import NEEDS_SAFE_READING
 
 ROOT = Path(__file__).parents[2]
 DETECTOR = 'configs/demo/mask-rcnn_sgformer-tiny_fpn_shapes.py'
@@ -276,6 +277,7 @@ def test_amp_without_a_gpu_is_refused(run_tool, shapes, tmp_path):
     assert '--amp needs a GPU' in result.stderr
 
 
+@NEEDS_SAFE_READING
 def test_a_checkpoint_with_code_is_refused(run_tool, shapes, tmp_path):
     """Through the tools too: MMEngine would run it after a warning."""
     torch.save({'state_dict': {}, 'meta': Path('x'), 'more': os.getcwd}, tmp_path / 'evil.pth')
@@ -286,6 +288,7 @@ def test_a_checkpoint_with_code_is_refused(run_tool, shapes, tmp_path):
     assert 'can run code' in result.stderr
 
 
+@NEEDS_SAFE_READING
 def test_no_library_runs_code_from_a_file_in_a_tools_process(tmp_path):
     """Also where a framework asks torch for it, as MMEngine does when safe reading fails.
 
