@@ -13,6 +13,8 @@ TORCH = tuple(int(part) for part in torch.__version__.split('+')[0].split('.')[:
 READS_PTH_SAFELY = TORCH >= (2, 6)
 # The kernels are written for Triton 3, which torch 2.4 brought.
 HAS_TRITON = TORCH >= (2, 4) and importlib.util.find_spec('triton') is not None
+# FlopCounterMode tells the modules apart, whatever their inputs are.
+COUNTS_BY_MODULE = TORCH >= (2, 4)
 # The gradient of torch's fused attention on a CPU, with a mask.
 HAS_FUSED_CPU_ATTENTION = TORCH >= (2, 3)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from mmsgformer.compat import HAS_FUSED_CPU_ATTENTION
+from mmsgformer.compat import COUNTS_BY_MODULE, HAS_FUSED_CPU_ATTENTION
 
 # Height and width that models are compared at, by framework.
 DEFAULT_SHAPES = {'mmpretrain': (224, 224), 'mmdet': (800, 1280), 'mmseg': (512, 2048)}
@@ -36,7 +36,7 @@ class ModuleCost(NamedTuple):
 
 
 def count_macs(model: nn.Module, image: Tensor) -> dict[str, int]:
-    """MACs of `model(image)`: of the model, under the name '', and of every module in it.
+    """MACs of `model(image)`: of the model, under the name '', and, from torch 2.4 on, of every module in it.
 
     Nothing is computed, unless the work depends on numbers, as with an RPN's proposals.
     """
@@ -51,6 +51,8 @@ def _count_macs(model: nn.Module, image: Tensor) -> dict[str, int]:
     with FlopCounterMode(display=False, custom_mapping=_missing_formulas()) as counter, torch.no_grad():
         model(image)
     counts = {name: sum(count.values()) // 2 for name, count in counter.get_flop_counts().items()}
+    if not COUNTS_BY_MODULE:
+        return {'': counts['Global']}
     macs = {}
     for name, module in reversed(list(model.named_modules())):
         counted = counts.get('.'.join(filter(None, [type(model).__name__, name])))
@@ -62,7 +64,7 @@ def _count_macs(model: nn.Module, image: Tensor) -> dict[str, int]:
 
 
 def count_costs(cfg: Config, shape: tuple[int, int]) -> list[ModuleCost]:
-    """Parameters and MACs of a config's model and of every module in it, in the model's order.
+    """Parameters and MACs of a config's model and, from torch 2.4 on, of every module in it, in its order.
 
     Args:
         cfg: A config with the default scope 'mmpretrain', 'mmdet' or 'mmseg'.
@@ -75,6 +77,7 @@ def count_costs(cfg: Config, shape: tuple[int, int]) -> list[ModuleCost]:
     return [
         ModuleCost(name, sum(p.numel() for p in module.parameters()), macs[name])
         for name, module in model.named_modules()
+        if name in macs
     ]
 
 

@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from older_torch import needs_torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.module import register_module_forward_hook
 
 from mmsgformer import SGFormer
 from mmsgformer.attention import SelfGuidedAttention
+from mmsgformer.compat import COUNTS_BY_MODULE
 from mmsgformer.ops import linear_cpu
 from mmsgformer.release import flops
 from mmsgformer.release.flops import count_costs, count_macs
@@ -51,7 +53,7 @@ def test_the_classifiers_cost_what_the_released_ones_do(arch, parameters, releas
     assert total.parameters == model.parameters == parameters
     assert total.macs == model.macs == released - uncounted.total()
     parts = [cost for cost in modules if '.' not in cost.name]
-    assert sum(cost.macs for cost in parts) == total.macs
+    assert sum(cost.macs for cost in parts) == (total.macs if COUNTS_BY_MODULE else 0)
 
 
 class DependsOnNumbers(nn.Sequential):
@@ -61,6 +63,7 @@ class DependsOnNumbers(nn.Sequential):
         return super().forward(x) if x.sum().item() else x
 
 
+@needs_torch(2, 4, 'count of operations by module')
 @pytest.mark.parametrize('onednn', [False, True])
 def test_shapes_alone_cost_what_numbers_do(tiny, onednn, monkeypatch):
     """With torch's products and with oneDNN's."""
@@ -76,6 +79,7 @@ def test_shapes_alone_cost_what_numbers_do(tiny, onednn, monkeypatch):
     }
 
 
+@needs_torch(2, 4, 'count of operations by module')
 def test_a_detector_costs_what_is_counted_by_hand(monkeypatch, tiny):
     """A cascade, whose proposals depend on numbers: 20 boxes and 10 masks in three heads."""
     monkeypatch.setattr(flops, 'NUM_MASKS', 10)
