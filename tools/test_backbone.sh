@@ -11,7 +11,8 @@ if [[ $1 != newest ]]; then torch=torch==$1; fi
 # Those below 2.3 were made for numpy 1. OpenCV draws the tests' images.
 numpy=numpy
 if [[ $1 =~ ^2\.[0-2]\. ]]; then numpy='numpy<2'; fi
-"$venv/bin/python" -m pip install -q "$torch" "$numpy" mmengine-lite opencv-python-headless safetensors pytest 'setuptools<82'
+"$venv/bin/python" -m pip install -q "$torch" "$numpy" mmengine-lite opencv-python-headless safetensors pytest \
+  'setuptools>=77,<82'
 "$venv/bin/python" -m pip install -q --no-deps --no-build-isolation -e .
 "$venv/bin/python" -c 'import torch; print("torch", torch.__version__)'
 "$venv/bin/python" -m pytest -q tests/test_golden.py tests/test_compat.py tests/test_torch_contracts.py \
