@@ -16,4 +16,4 @@ if [[ $1 =~ ^2\.[0-2]\. ]]; then numpy='numpy<2'; fi
 "$venv/bin/python" -m pip install -q --no-deps --no-build-isolation -e .
 "$venv/bin/python" -c 'import torch; print("torch", torch.__version__)'
 "$venv/bin/python" -m pytest -q tests/test_golden.py tests/test_compat.py tests/test_torch_contracts.py \
-  tests/test_sgformer.py tests/ops/test_attention_chunked.py
+  tests/test_sgformer.py tests/ops/test_attention_chunked.py tests/checkpoint/test_files.py
