@@ -23,7 +23,7 @@ from mmsgformer import doctor
 ROOT = Path(__file__).parents[1]
 DOCTOR = ROOT / 'mmsgformer' / 'doctor.py'
 MACHINE = {'disk', '/dev/shm', 'threads'}  # what the machine that runs the tests may have
-TORCH_PINS = 'torch==2.11.0 torchvision==0.26.0'
+TORCH_PINS = 'torch==2.10.0 torchvision==0.25.0'
 PINNED_TORCH = f'pip install {TORCH_PINS}'
 FORCED = 'pip install --force-reinstall'
 NEW_MMCV = 'pip install --no-build-isolation --no-cache-dir onedl-mmcv==2.3.6'

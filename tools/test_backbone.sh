@@ -2,7 +2,7 @@
 # Test the backbone alone, torch and MMEngine, with a version of torch: `bash tools/test_backbone.sh 2.4.1`, or
 # `newest`. Makes an environment in .dist_test/ and leaves it there.
 set -euo pipefail
-if (($# != 1)); then sed -n '2,3s/^# //p' "$0" >&2; exit 2; fi
+if (($# != 1)) || [[ $1 == -* ]]; then sed -n '2,3s/^# //p' "$0" >&2; exit 2; fi
 cd "$(dirname "$0")/.."
 venv=.dist_test/torch-$1
 "${PYTHON:-python3}" -m venv "$venv"
