@@ -68,24 +68,28 @@ def base_parser(description: str) -> argparse.ArgumentParser:
 
 
 class _PredictorParser(argparse.ArgumentParser):
-    """Takes `--config C --checkpoint K` instead of the first two positional arguments too, as before."""
+    """Takes `--config C --checkpoint K`, or `--checkpoint K` alone, instead of the first two arguments."""
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> argparse.Namespace:
         options = argparse.ArgumentParser(self.prog, self.usage, add_help=False, allow_abbrev=False)
         options.add_argument('--config')
         options.add_argument('--checkpoint')
         given, rest = options.parse_known_args(args)
-        if (given.config is None) != (given.checkpoint is None):
+        if given.config is not None and given.checkpoint is None:
             self.error('give the config and the checkpoint as the first two arguments, or both as options')
-        if given.config is not None:
-            rest = [given.config, given.checkpoint, *rest]
-        return super().parse_args(rest, namespace)
+        if given.checkpoint is not None:
+            rest = [given.config or '', given.checkpoint, *rest]
+        args = super().parse_args(rest, namespace)
+        args.config = args.config or None
+        return args
 
 
 def predictor_parser(description: str) -> argparse.ArgumentParser:
     """A parser with the arguments that every tool takes which runs a trained model on a user's images."""
     parser = _PredictorParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('config', type=expanded, help='config file')
+    parser.add_argument(
+        'config', type=expanded, help='config file; with --checkpoint K instead, the one stored in K'
+    )
     parser.add_argument('checkpoint', type=expanded, help='checkpoint of the whole model')
     parser.add_argument(
         '--out-dir', type=expanded_path, required=True, help='folder to write to; made if needed'

@@ -37,6 +37,11 @@ def test_config_and_checkpoint_are_positional_as_in_the_frameworks(parser, argv)
     assert vars(parser.parse_args(argv)) == expected
 
 
+def test_a_checkpoint_alone_brings_its_config(parser):
+    args = parser.parse_args(['photo', '--checkpoint', 'b.pth', *OUT])
+    assert (args.config, args.checkpoint, args.input) == (None, 'b.pth', 'photo')
+
+
 @pytest.mark.parametrize(
     ('argv', 'message'),
     [

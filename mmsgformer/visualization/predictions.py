@@ -14,6 +14,7 @@ from mmengine.registry import DATASETS, MODELS, VISUALIZERS, init_default_scope
 from mmengine.structures import BaseDataElement
 from torch.utils.data import Dataset
 
+from mmsgformer.checkpoint.config import stored_config
 from mmsgformer.checkpoint.files import read_checkpoint
 from mmsgformer.checkpoint.load import prepare_for_model
 from mmsgformer.data.classes import require_agreement
@@ -26,7 +27,7 @@ class Predictor:
     """A detector, segmenter or classifier with an `SGFormer` backbone, ready for image files.
 
     Args:
-        config: Config file.
+        config: Config file; None: the config that the checkpoint has in it.
         checkpoint: Checkpoint of the whole model, in any layout that `tools/test.py` takes.
         device: torch's name of a device; None: the accelerator if there is one.
 
@@ -35,10 +36,10 @@ class Predictor:
         DataError: The classes of the config and of the checkpoint are not the same.
     """
 
-    def __init__(self, config: str | Path, checkpoint: str | Path, device: str | None = None) -> None:
-        cfg = Config.fromfile(config)
-        init_default_scope(cfg.default_scope)
+    def __init__(self, config: str | Path | None, checkpoint: str | Path, device: str | None = None) -> None:
         content = dict(read_checkpoint(checkpoint))
+        cfg = stored_config(content, checkpoint) if config is None else Config.fromfile(config)
+        init_default_scope(cfg.default_scope)
         model = revert_sync_batchnorm(MODELS.build(cfg.model))
         prepare_for_model(content, model, checkpoint, strict=True)
         model.load_state_dict(content['state_dict'])
