@@ -1,5 +1,6 @@
 """The backbone: any size, every argument, every error, autocast and gradient checkpointing."""
 
+import importlib.util
 import random
 import subprocess
 import sys
@@ -436,6 +437,8 @@ ORDERS = [('mmdet', 'mmsgformer'), ('mmsgformer', 'mmseg'), ('mmpretrain', 'mmsg
 def test_each_framework_builds_it_in_a_process_of_its_own(first, second):
     """Whichever is imported first."""
     framework = second if first == 'mmsgformer' else first
+    if importlib.util.find_spec(framework) is None:
+        pytest.skip(f'{framework} is not installed: the backbone alone is tested')
     imports = {framework: f'from {framework}.registry import MODELS', 'mmsgformer': 'import mmsgformer'}
     build = "print(type(MODELS.build(dict(type='SGFormer', arch='s'))).__name__, MODELS.scope)"
     program = '; '.join([imports[first], imports[second], build])
