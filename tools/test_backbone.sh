@@ -12,7 +12,7 @@ if [[ $1 != newest ]]; then torch=torch==$1; fi
 # The interpreter of older Tritons does not know later ones.
 numpy='numpy<2.3'
 if [[ $1 =~ ^2\.[0-2]\. ]]; then numpy='numpy<2'; fi
-"$venv/bin/python" -m pip install -q "$torch" "$numpy" mmengine-lite opencv-python-headless safetensors pytest \
+"$venv/bin/python" -m pip install -q "$torch" "$numpy" mmengine-lite opencv-python-headless safetensors psutil pytest \
   'setuptools>=77,<82'
 "$venv/bin/python" -m pip install -q --no-deps --no-build-isolation -e .
 "$venv/bin/python" -c 'import torch; print("torch", torch.__version__)'
