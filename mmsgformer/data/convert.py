@@ -199,7 +199,8 @@ def _write(path: Path, text: str) -> None:
     if path.is_file() and path.read_bytes() == data:
         return
     run = path.parent.parent
-    if path.exists() and any(run.glob(f'{unit}_*.pth') for unit in ('epoch', 'iter')):
+    trained = [*run.glob('epoch_*.pth'), *run.glob('iter_*.pth')]
+    if path.exists() and trained:
         raise DataError(
             f'{path} is of other data, and the run in {run} has trained on it; give another --work-dir'
         )

@@ -103,10 +103,15 @@ def images_below(tree: Tree, folder: Path = Path()) -> list[str]:
     return sorted(str(name) for name in names if is_image(name.name))
 
 
+def named_split(path: Path) -> str | None:
+    """The split that a path is named after."""
+    words = (word for part in reversed(path.parts) for word in re.findall('[a-z]+', part.lower()))
+    return next((_WORDS[word] for word in words if word in _WORDS), None)
+
+
 def split_of(path: Path) -> str:
     """The split that a path is named after, 'train' if none."""
-    words = (word for part in reversed(path.parts) for word in re.findall('[a-z]+', part.lower()))
-    return next((_WORDS[word] for word in words if word in _WORDS), 'train')
+    return named_split(path) or 'train'
 
 
 def names_split(name: str) -> bool:

@@ -22,6 +22,7 @@ from mmsgformer.data.folders import (
     images_below,
     images_of,
     is_image,
+    named_split,
     names_split,
     require_names,
     split_of,
@@ -144,12 +145,15 @@ def used_categories(content: dict[str, Any]) -> dict[int, str]:
 def _folder_with(files: tuple[str, ...], path: Path, tree: Tree) -> Path:
     """The folder with the images that a file of COCO's format lists: called after the same split, or near."""
 
+    split = named_split(path)
+
     def rank(folder: Path) -> tuple:
         there = sum((folder / name).name in tree.get((folder / name).parent, ()) for name in files[:20])
-        alike = bool(folder.name) and folder.name in path.stem, split_of(folder) == split_of(path)
+        alike = bool(folder.name) and folder.name in path.stem, named_split(folder) == split
         return there, *alike, folder == path.parent, folder.name.lower() in IMAGE_FOLDERS, -len(folder.parts)
 
-    return max(tree, key=rank)
+    # Another split's images often have the same names.
+    return max((folder for folder in tree if not split or named_split(folder) in (None, split)), key=rank)
 
 
 def _voc(root: Path, tree: Tree) -> Found | None:
@@ -203,8 +207,16 @@ def _class_folders(root: Path, tree: Tree) -> Found | None:
         images = images_below(tree, base)
         inside = [name for name in images if len(Path(name).parts) > 1]
         folders[split] = {Path(name).parts[0] for name in inside}
-        if not folders[split] or {name.lower() for name in folders[split]} & (IMAGE_FOLDERS | LABEL_FOLDERS):
+        alone = not base.parts and len(folders[split]) == 1  # a folder of images, more likely
+        if (
+            alone
+            or not folders[split]
+            or {name.lower() for name in folders[split]} & (IMAGE_FOLDERS | LABEL_FOLDERS)
+        ):
             continue
+        empty = [one.name for one in tree if one.parent == base != one and one.name not in folders[split]]
+        if empty and split == 'train' and base.parts:
+            raise DataError(f'{root / base / empty[0]} has no images; add some or remove the folder')
         if len(inside) < len(images):
             notes.append(
                 f'{len(images) - len(inside)} images in {base or root}, in no folder of a class: left out'

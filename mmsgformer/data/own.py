@@ -2,6 +2,7 @@
 
 import colorsys
 import copy
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,11 @@ def _set_outputs(cfg: Config, num_classes: int) -> None:
     old = {number for _, number in outputs_of(cfg.model, 'model')}
     for option, _ in list(outputs_of(cfg.model, 'model')):
         cfg.merge_from_dict({option.partition(' + ')[0]: num_classes})
+    # Beside the model mmpretrain's configs have its preprocessor, and mmdet's the numbers that others repeat.
+    for part in (cfg, cfg.get('data_preprocessor') or {}):
+        for key in ('num_classes', 'num_things_classes'):
+            if part.get(key):
+                part[key] = num_classes
     for option, weights in list(entries(cfg.model, 'model', 'class_weight')):
         # Of classes that weigh alike there can be more; others are the user's to say, as a check does later.
         rest = next((list(weights[number:]) for number in old if len(weights) - number in (0, 1)), None)
@@ -151,7 +157,7 @@ def _set_labels(cfg: Config, ignored: int) -> None:
     if ignored == 255:
         return
     for option, _ in list(outputs_of(cfg.model, 'model')):
-        if 'head' in option:
+        if re.fullmatch(r'model\.\w*head(\.\d+)?\.num_classes', option):
             cfg.merge_from_dict({f'{option.rpartition(".")[0]}.ignore_index': ignored})
     for option, _ in list(entries(cfg.model, 'model', 'ignore_index')):
         cfg.merge_from_dict({option: ignored})
