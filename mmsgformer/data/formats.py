@@ -222,16 +222,15 @@ def _class_folders(root: Path, tree: Tree) -> Found | None:
                 f'{len(images) - len(inside)} images in {base or root}, in no folder of a class: left out'
             )
         splits[split] = Split(root / base, root / base, tuple(inside))
-    if 'train' not in splits:
+    first = next((name for name in SPLITS if name in splits), None)
+    if first is None:
         return None
     for split in splits:
-        odd = sorted(folders[split] - folders['train'])
+        odd = sorted(folders[split] - folders[first])
         if odd:
-            raise DataError(
-                f'{splits[split].images / odd[0]}: no class {odd[0]!r} in {splits["train"].images}'
-            )
+            raise DataError(f'{splits[split].images / odd[0]}: no class {odd[0]!r} in {splits[first].images}')
     for split in bases.keys() - splits.keys():
         notes.append(f'{root / bases[split]} has no folders of classes: left out')
     return Found(
-        root, 'classification', CLASS_FOLDERS, tuple(sorted(folders['train'])), splits, notes=tuple(notes)
+        root, 'classification', CLASS_FOLDERS, tuple(sorted(folders[first])), splits, notes=tuple(notes)
     )
