@@ -12,6 +12,7 @@ import torch
 from mmengine.config import Config, DictAction
 
 from mmsgformer.data.classes import require_agreement
+from mmsgformer.data.convert import prepare
 from mmsgformer.data.errors import DataError
 from mmsgformer.data.formats import recognize
 from mmsgformer.data.own import describe, use_data
@@ -161,8 +162,6 @@ def read_config(
 
 def _set_data(cfg: Config, splits: tuple[str, ...], data: str, work_dir: str) -> None:
     """Set a config to the data in a folder, in place, and say what was found."""
-    from mmsgformer.data.convert import prepare  # needs pycocotools, which a classifier does not
-
     found = recognize(data)
     if 'train' in splits and 'train' not in found.splits:
         raise DataError(f'{data} has no training images, only {", ".join(found.splits)}; add a folder train')

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import yaml
 from PIL import Image
-from pycocotools import mask as coco_mask
 
 from mmsgformer.data import yolo
 from mmsgformer.data.errors import DataError
@@ -42,8 +41,9 @@ def prepare(found: Found, out: Path) -> Found:
     splits = dict(found.splits)
     if 'train' in splits and 'val' not in splits:
         splits |= _divide(splits['train'], by_folder=found.format == CLASS_FOLDERS)
-        text = f'no validation split: {SHARE:.0%} of the training images, drawn with seed {SEED}, are one'
-        found = replace(found, notes=(*found.notes, f'{text} ({out})'), ready=False)
+        text = f'no validation split: {SHARE:.0%} of the training images are one, drawn with seed {SEED}'
+        text += f' and written down in {out.name}/ of the work dir'
+        found = replace(found, notes=(*found.notes, text), ready=False)
     found = replace(found, splits=splits)
     if found.ready:
         return found
@@ -179,6 +179,8 @@ def _one_image(split: Split, name: str, label: Path, read: Any) -> Entry:
         entry = {'category': category, 'bbox': [left, top, right - left, bottom - top], 'iscrowd': 0}
         entry['area'] = entry['bbox'][2] * entry['bbox'][3]
         if detections.mask is not None and detections.mask[i].any():
+            from pycocotools import mask as coco_mask  # comes with mmdet
+
             code = coco_mask.encode(np.asfortranarray(detections.mask[i], dtype=np.uint8))
             entry['area'] = int(detections.mask[i].sum())
             entry['segmentation'] = {'size': code['size'], 'counts': code['counts'].decode()}

@@ -90,6 +90,8 @@ def _coco(root: Path, tree: Tree) -> Found | None:
             ids = {entry['id'] for entry in content['annotations']}
         except (KeyError, TypeError) as error:
             raise DataError(f'{root / path} has an entry without {error}; add it') from error
+        if len(objects) < len(content['annotations']):
+            raise DataError(f'{root / path} has objects of a category that it does not list; list all')
         if not objects:
             raise DataError(f'{root / path} lists {len(files)} images and no object; label some')
         names[root / path] = tuple(categories.values())
@@ -198,39 +200,32 @@ def _voc_lists(folder: Path) -> dict[str, list[str]]:
 
 
 def _class_folders(root: Path, tree: Tree) -> Found | None:
-    tops = [folder for folder in tree if len(folder.parts) == 1]
-    bases = {split_of(folder): folder for folder in tops if names_split(folder.name)} or {'train': Path()}
+    bases = [folder for folder in tree if len(folder.parts) == 1 and names_split(folder.name)] or [Path()]
     splits: dict[str, Split] = {}
     folders: dict[str, set[str]] = {}
     notes = []
-    for split, base in bases.items():
-        images = images_below(tree, base)
-        inside = [name for name in images if len(Path(name).parts) > 1]
-        folders[split] = {Path(name).parts[0] for name in inside}
-        alone = not base.parts and len(folders[split]) == 1  # a folder of images, more likely
-        if (
-            alone
-            or not folders[split]
-            or {name.lower() for name in folders[split]} & (IMAGE_FOLDERS | LABEL_FOLDERS)
-        ):
+    for base in bases:
+        images, name = images_below(tree, base), split_of(base)
+        inside = [image for image in images if len(Path(image).parts) > 1]
+        classes = {Path(image).parts[0] for image in inside}
+        alone = not base.parts and len(classes) == 1  # a folder of images, more likely
+        if not classes or alone or {word.lower() for word in classes} & (IMAGE_FOLDERS | LABEL_FOLDERS):
+            notes.append(f'{root / base} has no folders of classes: left out')
             continue
-        empty = [one.name for one in tree if one.parent == base != one and one.name not in folders[split]]
-        if empty and split == 'train' and base.parts:
+        empty = [one.name for one in tree if one.parent == base != one and one.name not in classes]
+        if empty and name == 'train' and base.parts:
             raise DataError(f'{root / base / empty[0]} has no images; add some or remove the folder')
         if len(inside) < len(images):
-            notes.append(
-                f'{len(images) - len(inside)} images in {base or root}, in no folder of a class: left out'
-            )
-        splits[split] = Split(root / base, root / base, tuple(inside))
+            number = len(images) - len(inside)
+            notes.append(f'{number} images in {root / base} are in no folder of a class: left out')
+        add_split(splits, name, Split(root / base, root / base, tuple(inside)))
+        folders[name] = classes
     first = next((name for name in SPLITS if name in splits), None)
     if first is None:
         return None
-    for split in splits:
-        odd = sorted(folders[split] - folders[first])
+    for name, classes in folders.items():
+        odd = sorted(classes - folders[first])
         if odd:
-            raise DataError(f'{splits[split].images / odd[0]}: no class {odd[0]!r} in {splits[first].images}')
-    for split in bases.keys() - splits.keys():
-        notes.append(f'{root / bases[split]} has no folders of classes: left out')
-    return Found(
-        root, 'classification', CLASS_FOLDERS, tuple(sorted(folders[first])), splits, notes=tuple(notes)
-    )
+            raise DataError(f'{splits[name].images / odd[0]}: no class {odd[0]!r} in {splits[first].images}')
+    classes = tuple(sorted(folders[first]))
+    return Found(root, 'classification', CLASS_FOLDERS, classes, splits, notes=tuple(notes))

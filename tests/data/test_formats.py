@@ -125,6 +125,12 @@ BAD = {
         changed(TRAIN, lambda c: c['categories'][0].update(name='star')),
         r"instances_train2017\.json names the class 'star' twice",
     ),
+    'JSON, a category that is not listed': (
+        layouts.coco,
+        {},
+        changed(TRAIN, lambda c: c['annotations'][0].update(category_id=99)),
+        r'instances_train2017\.json has objects of a category that it does not list',
+    ),
     'two JSON for one split': (
         layouts.coco,
         {},
@@ -288,6 +294,12 @@ BAD = {
         layouts.label_maps,
         named(''), written('labels.json', '[1'),
         r'labels\.json names no classes',
+    ),
+    'class folders, two for one split': (
+        layouts.class_folders,
+        {},
+        lambda data: shutil.copytree(data / 'val', data / 'valid'),
+        'val and .*valid are both for val',
     ),
     'class folders, one is empty': (
         layouts.class_folders,
