@@ -43,9 +43,7 @@ def use_data(cfg: Config, found: Found) -> None:
     for name in SPLITS:
         split = found.splits[next(other for other in _INSTEAD[name] if other in found.splits)]
         if cfg.get(f'{name}_dataloader'):
-            loader = copy.deepcopy(cfg[f'{name}_dataloader'])  # often one for validation and test
-            _set_data(loader.dataset, found, split, palette)
-            cfg[f'{name}_dataloader'] = loader
+            _set_data(cfg[f'{name}_dataloader'].dataset, found, split, palette)
         if cfg.get(f'{name}_evaluator'):
             cfg[f'{name}_evaluator'] = _evaluator(cfg[f'{name}_evaluator'], found, split, with_masks)
     _set_outputs(cfg, len(found.classes))
@@ -62,7 +60,7 @@ def describe(found: Found) -> str:
         split = found.splits.get(name)
         if split:
             objects = '' if split.num_objects is None else f', {split.num_objects:,} objects'
-            lines.append(f'  {name:<6}{len(split.files):,} images{objects}  {split.annotation}')
+            lines.append(f'  {name:<6}{len(split.files):,} images{objects}')
         else:
             other = next((other for other in _INSTEAD[name] if other in found.splits), None)
             lines.append(f'  {name:<6}none{f": tests run on {other}" if name == "test" and other else ""}')

@@ -14,7 +14,7 @@ from layouts import NAMES
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 from mmengine.registry import DATASETS, METRICS, MODELS, init_default_scope
-from mmengine.structures import InstanceData
+from mmengine.structures import InstanceData, PixelData
 from PIL import Image
 
 from mmsgformer.data import DataError
@@ -150,8 +150,9 @@ def test_segmentation(options, classes, ignored, shapes, tmp_path):
         read = sample.gt_sem_seg.data[0].numpy()
         assert np.array_equal(read, np.asarray(Image.open(sample.seg_map_path)))
         assert Path(sample.seg_map_path).stem == Path(sample.img_path).stem
-        sample.pred_sem_seg = sample.gt_sem_seg.clone()
-        sample.pred_sem_seg.data[sample.gt_sem_seg.data == ignored] = 1  # whatever it is
+        predicted = sample.gt_sem_seg.data.clone()
+        predicted[predicted == ignored] = 1  # whatever it is
+        sample.pred_sem_seg = PixelData(data=predicted)
         metric.process({}, [sample.to_dict()])
     assert metric.evaluate(len(dataset))['mIoU'] == 100.0
 
@@ -181,26 +182,47 @@ def test_classification(valid, shapes, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('layout', 'config'),
-    [(layouts.yolo, DETECTOR), (layouts.label_maps, SEGMENTER), (layouts.class_folders, CLASSIFIER)],
+    ('layout', 'options', 'config'),
+    [
+        (layouts.yolo, {'valid': False}, DETECTOR),
+        (layouts.coco_beside, {'images': 'images'}, DETECTOR),
+        (layouts.label_maps, {'layout': 'flat'}, SEGMENTER),
+        (layouts.class_folders, {'valid': False}, CLASSIFIER),
+    ],
 )
-def test_a_validation_split_is_a_fifth_and_always_the_same(layout, config, shapes, tmp_path):
-    options = {'layout': 'flat'} if layout is layouts.label_maps else {'valid': False}
+def test_a_validation_split_is_a_fifth_and_always_the_same(layout, options, config, shapes, tmp_path):
+    """Written down, in all processes and runs alike, a fifth of each class where images have one."""
     layout(shapes, tmp_path / 'data', **options)
-    first, found = set_up(config, tmp_path / 'data', tmp_path / 'out')
-    again, _ = set_up(config, tmp_path / 'data', tmp_path / 'elsewhere')
-    files = recognize(tmp_path / 'data').splits['train'].files
-    train, val = (found.splits[name].files for name in ('train', 'val'))
-    assert sorted(train + val) == sorted(files)
-    assert not set(train) & set(val)
-    assert abs(len(val) - len(files) / 5) <= 2  # a folder per class: rounded in each
-    assert 'no validation split: 20%' in describe(found)
-    for name in ('out', 'elsewhere'):
-        assert len(list((tmp_path / name).iterdir())) == 2
+    cfg, found = set_up(config, tmp_path / 'data', tmp_path / 'out')
+    set_up(config, tmp_path / 'data', tmp_path / 'elsewhere')
     for file in (tmp_path / 'out').iterdir():
         assert file.read_bytes() == (tmp_path / 'elsewhere' / file.name).read_bytes()
-    assert len(first.train_dataloader.dataset.metainfo.classes) == len(found.classes)
-    assert str(again.val_dataloader.dataset.ann_file).startswith(str(tmp_path / 'elsewhere'))
+    assert 'no validation split: 20%' in describe(found)
+    files = recognize(tmp_path / 'data').splits['train'].files
+    read = {}
+    for name in ('train', 'val'):
+        dataset = DATASETS.build(cfg[f'{name}_dataloader'].dataset)
+        paths = [Path(dataset.get_data_info(i)['img_path']) for i in range(len(dataset))]
+        read[name] = [str(path.relative_to(found.splits[name].images)) for path in paths]
+        assert sorted(read[name]) == sorted(found.splits[name].files)
+    assert sorted(read['train'] + read['val']) == sorted(files)
+    folders = {Path(file).parent for file in files}
+    for folder in folders:
+        counts = [sum(Path(file).parent == folder for file in listed) for listed in (files, read['val'])]
+        assert counts[1] == round(counts[0] / 5) > 0
+
+
+def test_a_test_split_is_for_tests_alone(shapes, tmp_path):
+    layouts.coco(shapes, tmp_path / 'data')
+    (tmp_path / 'data' / 'val2017').rename(tmp_path / 'data' / 'test2017')
+    path = tmp_path / 'data' / 'annotations' / 'instances_val2017.json'
+    path.rename(path.with_name('instances_test2017.json'))
+    cfg, _ = set_up(DETECTOR, tmp_path / 'data', tmp_path / 'out')
+    for name in ('val', 'test'):
+        assert Path(cfg[f'{name}_dataloader'].dataset.ann_file).stem == name
+        assert Path(cfg[f'{name}_evaluator'].ann_file).stem == name
+        images = {'val': 'train2017', 'test': 'test2017'}[name]
+        assert Path(cfg[f'{name}_dataloader'].dataset.data_prefix.img).name == images
 
 
 CONFIG_FILES = [
@@ -240,6 +262,7 @@ def test_every_head_and_loss_of_other_configs(config, wrapped, shapes, tmp_path)
     assert DATASETS.build(cfg.val_dataloader.dataset)[0] is not None
     assert len(DATASETS.build(cfg.train_dataloader.dataset)) == 16 * (1 + wrapped) or task == 'classification'
     METRICS.build(cfg.val_evaluator)
+    assert cfg.val_evaluator.get('topk', (1,)) == (1,)  # there are no five classes
 
 
 def test_weights_of_classes_are_the_users_to_give(shapes, tmp_path):
