@@ -93,16 +93,21 @@ def yolo(
     gaps: bool = False,
     valid: bool = True,
     listed: bool = False,
+    export: bool = False,
 ) -> None:
-    """YOLO's layout, images/SPLIT beside labels/SPLIT; with numbers that are left out; as lists of images."""
+    """YOLO's layout, images/SPLIT beside labels/SPLIT; with numbers that are left out; as lists of images.
+
+    `export` is as Roboflow writes it: SPLIT/images, named from a folder beside.
+    """
     numbers = (0, 2, 5, 11) if gaps else (0, 1, 2, 3)
     names = dict(zip(numbers, NAMES, strict=True))
     data = {'path': '/of/another/machine', 'names': names if gaps else list(NAMES), 'nc': 4}
     for split in ('train', 'val')[: 1 + valid]:
-        copy_images(shapes, split, out / 'images' / split)
-        data[split] = f'{split}.txt' if listed else f'images/{split}'
+        images = f'{split}/images' if export else f'images/{split}'
+        copy_images(shapes, split, out / images)
+        data[split] = f'{split}.txt' if listed else f'../{images}' if export else images
         content = content_of(shapes, split)
-        labels = out / 'labels' / split
+        labels = out / images.replace('images', 'labels')
         labels.mkdir(parents=True)
         for image in content['images']:
             lines = []

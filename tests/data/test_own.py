@@ -42,6 +42,7 @@ DETECTION = {
     'one json beside images/': (layouts.coco_beside, {'images': 'images'}, True, NAMES),
     'roboflow': (layouts.roboflow, {}, False, NAMES),
     'yolo boxes': (layouts.yolo, {}, False, NAMES),
+    'yolo, exported by Roboflow': (layouts.yolo, {'export': True}, False, NAMES),
     'yolo, lists of images': (layouts.yolo, {'listed': True}, False, NAMES),
     'yolo, numbers with gaps, no val': (layouts.yolo, {'gaps': True, 'valid': False}, False, NAMES),
     'yolo polygons': (layouts.yolo, {'polygons': True}, True, NAMES),
