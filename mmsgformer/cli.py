@@ -14,6 +14,7 @@ from mmengine.config import Config, DictAction
 from mmsgformer.data.classes import require_agreement
 from mmsgformer.data.convert import prepare
 from mmsgformer.data.errors import DataError
+from mmsgformer.data.folders import Found
 from mmsgformer.data.formats import recognize
 from mmsgformer.data.own import describe, use_data
 from mmsgformer.data.paths import check_dataset_paths, set_data_root
@@ -148,8 +149,11 @@ def read_config(
         if data_root:
             set_data_root(cfg, data_root)
         if data:
-            _set_data(cfg, splits, data, work_dir or options.get('work_dir') or _work_dir(cfg, config))
+            out = work_dir or options.get('work_dir') or _work_dir(cfg, config)
+            found = _set_data(cfg, splits, data, out)
         _merge(cfg, options)
+        if data and os.environ.get('RANK', '0') == '0':
+            print(describe(found, cfg))
         check_dataset_paths(cfg, splits)
     except (DataError, FileNotFoundError, ValueError) as error:
         raise SystemExit(f'error: {error}') from error
@@ -160,16 +164,15 @@ def read_config(
     return cfg
 
 
-def _set_data(cfg: Config, splits: tuple[str, ...], data: str, work_dir: str) -> None:
-    """Set a config to the data in a folder, in place, and say what was found."""
+def _set_data(cfg: Config, splits: tuple[str, ...], data: str, work_dir: str) -> Found:
+    """Set a config to the data in a folder, in place; returns what was found."""
     found = recognize(data)
     if 'train' in splits and 'train' not in found.splits:
         raise DataError(f'{data} has no training images, only {", ".join(found.splits)}; add a folder train')
     check_writable(work_dir, '--work-dir')
     found = prepare(found, Path(work_dir).absolute() / 'data')
     use_data(cfg, found)
-    if os.environ.get('RANK', '0') == '0':
-        print(describe(found))
+    return found
 
 
 def _work_dir(cfg: Config, config: str) -> str:

@@ -94,7 +94,16 @@ def _as_coco(found: Found, out: Path) -> Found:
         path = out / f'{name}.json'
         _write(path, json.dumps(_content(listed, classes, with_masks=not unmasked)))
         splits[name] = replace(found.splits[name], annotation=path, num_objects=count)
-    return replace(found, classes=classes, splits=splits, has_masks=not unmasked, ready=True, notes=notes)
+    most = max(len(inside) for listed in entries.values() for _, inside in listed)
+    return replace(
+        found,
+        classes=classes,
+        splits=splits,
+        has_masks=not unmasked,
+        most_objects=most,
+        ready=True,
+        notes=notes,
+    )
 
 
 def _content(entries: list[Entry], classes: tuple[str, ...], with_masks: bool) -> dict[str, list]:

@@ -50,6 +50,7 @@ class Found:
         classes: In the order of their labels; empty where that takes reading all annotations.
         splits: By 'train', 'val', 'test'; those that there are.
         has_masks: Every object has a mask.
+        most_objects: As many as the fullest image has.
         ignored: The id in label maps that is neither learned nor measured.
         ready: Training can take the annotation files as they are.
         notes: What else the user should know.
@@ -61,6 +62,7 @@ class Found:
     classes: tuple[str, ...]
     splits: dict[str, Split]
     has_masks: bool = False
+    most_objects: int = 0
     ignored: int = 255
     ready: bool = False
     notes: tuple[str, ...] = ()

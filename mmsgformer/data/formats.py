@@ -79,6 +79,7 @@ def _coco(root: Path, tree: Tree) -> Found | None:
     splits: dict[str, Split] = {}
     names: dict[Path, tuple[str, ...]] = {}
     has_masks = ready = True
+    most = 0
     for path in paths:
         content = read_coco(root / path)
         if content is None:
@@ -96,6 +97,7 @@ def _coco(root: Path, tree: Tree) -> Found | None:
             raise DataError(f'{root / path} lists {len(files)} images and no object; label some')
         names[root / path] = tuple(categories.values())
         require_names(names[root / path], root / path)
+        most = max(most, *Counter(entry['image_id'] for entry in objects).values())
         has_masks &= all(entry.get('segmentation') for entry in objects)
         ready &= len(ids) == len(content['annotations']) and 0 not in ids  # 0: "no match" for pycocotools
         images = root / _folder_with(files, path, tree)
@@ -116,7 +118,7 @@ def _coco(root: Path, tree: Tree) -> Found | None:
                 f'{path} and {first} have different classes: {odd[0]!r} is in one alone; list all'
             )
     ready &= all(other == names[first] for other in names.values())
-    return Found(root, 'detection', COCO, names[first], splits, has_masks, ready=ready)
+    return Found(root, 'detection', COCO, names[first], splits, has_masks, most, ready=ready)
 
 
 def read_coco(path: Path) -> dict[str, Any] | None:

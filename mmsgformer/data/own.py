@@ -52,8 +52,8 @@ def use_data(cfg: Config, found: Found) -> None:
     cfg.data_root = str(found.folder)
 
 
-def describe(found: Found) -> str:
-    """What was found, in a few lines."""
+def describe(found: Found, cfg: Config) -> str:
+    """What was found, in a few lines, and what of the config does not suit it."""
     what = {'detection': 'boxes and masks' if found.has_masks else 'boxes'}.get(found.task)
     lines = [f'{found.folder}: {found.task}{f" ({what})" if what else ""}, {found.format}']
     for name in SPLITS:
@@ -66,7 +66,12 @@ def describe(found: Found) -> str:
             lines.append(f'  {name:<6}none{f": tests run on {other}" if name == "test" and other else ""}')
     shown = ', '.join(found.classes[:20]) + (', ...' if len(found.classes) > 20 else '')
     lines.append(f'  {len(found.classes)} class{"es" if len(found.classes) > 1 else ""}: {shown}')
-    return '\n'.join([*lines, *(f'  note: {note}' for note in found.notes)])
+    notes = list(found.notes)
+    for option, number in entries(cfg.model.get('test_cfg'), 'model.test_cfg', 'max_per_img'):
+        if number < found.most_objects:
+            text = f'an image has {found.most_objects} objects, but the model finds {number} at most'
+            notes.append(f'{text}: raise {option} with --cfg-options')
+    return '\n'.join([*lines, *(f'  note: {note}' for note in notes)])
 
 
 def _steps(node: Any, *types: str) -> Iterator[ConfigDict]:

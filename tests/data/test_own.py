@@ -198,7 +198,7 @@ def test_a_validation_split_is_a_fifth_and_always_the_same(layout, options, conf
     set_up(config, tmp_path / 'data', tmp_path / 'elsewhere')
     for file in (tmp_path / 'out').iterdir():
         assert file.read_bytes() == (tmp_path / 'elsewhere' / file.name).read_bytes()
-    assert 'no validation split: 20%' in describe(found)
+    assert 'no validation split: 20%' in describe(found, cfg)
     files = recognize(tmp_path / 'data').splits['train'].files
     read = {}
     for name in ('train', 'val'):
@@ -211,6 +211,20 @@ def test_a_validation_split_is_a_fifth_and_always_the_same(layout, options, conf
     for folder in folders:
         counts = [sum(Path(file).parent == folder for file in listed) for listed in (files, read['val'])]
         assert counts[1] == round(counts[0] / 5) > 0
+
+
+@pytest.mark.parametrize('layout', [layouts.coco, layouts.yolo])
+def test_more_objects_than_a_model_finds_are_said(layout, shapes, tmp_path):
+    layout(shapes, tmp_path / 'data')
+    cfg, found = set_up(DETECTOR, tmp_path / 'data', tmp_path / 'out')
+    most = max(
+        len(objects) for split in ('train', 'val') for objects in layouts.truth_of(shapes, split).values()
+    )
+    cfg.model.test_cfg.rcnn.max_per_img = most
+    assert 'note' not in describe(found, cfg)
+    cfg.model.test_cfg.rcnn.max_per_img = most - 1
+    assert f'has {most} objects' in describe(found, cfg)
+    assert 'raise model.test_cfg.rcnn.max_per_img with --cfg-options' in describe(found, cfg)
 
 
 def test_a_test_split_is_for_tests_alone(shapes, tmp_path):
