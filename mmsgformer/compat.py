@@ -70,11 +70,15 @@ def custom_op(name: str, schema: str) -> Callable:
 
 
 def register_flop_formula(operator: object) -> Callable:
-    """torch's decorator (2.2) that tells FlopCounterMode what an operator costs."""
+    """torch's decorator (2.4) that tells FlopCounterMode what an operator costs."""
     from torch.utils import flop_counter
 
-    if TORCH >= (2, 2):
+    if TORCH >= (2, 4):
         return flop_counter.register_flop_formula(operator)
+    if TORCH >= (2, 2):
+        return lambda function: flop_counter.flop_registry.setdefault(
+            operator, flop_counter.shape_wrapper(function)
+        )
     return lambda function: flop_counter.flop_mapping.setdefault(operator, function)
 
 

@@ -16,8 +16,8 @@ from mmsgformer.ops import (
 )
 from mmsgformer.ops.attention_chunked import chunked_attention, quicker_than_torch
 
-# Inductor's cache came with torch 2.2.
-DISABLED_CACHE = {'force_disable_caches': True} if TORCH >= (2, 2) else {}
+# Inductor's cache is on by default from torch 2.4 on.
+DISABLED_CACHE = {'force_disable_caches': True} if TORCH >= (2, 4) else {}
 
 
 @pytest.fixture(autouse=True, params=[True, False], ids=['onednn', 'mkl'])
