@@ -12,9 +12,10 @@ if [[ $1 != newest ]]; then torch=torch==$1; fi
 # The interpreter of older Tritons does not know later ones.
 numpy='numpy<2.3'
 if [[ $1 =~ ^2\.[0-2]\. ]]; then numpy='numpy<2'; fi
-"$venv/bin/python" -m pip install -q "$torch" "$numpy" mmengine-lite opencv-python-headless safetensors psutil pytest \
+"$venv/bin/python" -m pip install -q "$torch" "$numpy" mmengine-lite opencv-python-headless safetensors pytest \
   'setuptools>=77,<82'
 "$venv/bin/python" -m pip install -q --no-deps --no-build-isolation -e .
 "$venv/bin/python" -c 'import torch; print("torch", torch.__version__)'
 "$venv/bin/python" -m pytest -q tests/test_golden.py tests/test_compat.py tests/test_torch_contracts.py \
-  tests/test_sgformer.py tests/ops/test_attention_chunked.py tests/checkpoint/test_files.py
+  tests/test_sgformer.py tests/ops/test_attention_chunked.py tests/checkpoint/test_files.py \
+  --deselect tests/checkpoint/test_files.py::test_killed_while_saving # which trains, with mmcv
