@@ -122,7 +122,7 @@ def test_every_attention_backend_gives_what_the_reference_gives(small, backend, 
         assert_close(ours, expected, NETWORK[torch.float64].backward, i)
 
 
-@needs_torch(2, 4, 'tracing of zip(strict=True)')
+@needs_torch(2, 6, 'tracing of zip(strict=True) and itertools.pairwise')
 @pytest.mark.parametrize('with_cp', [False, True])
 def test_compiles_without_a_graph_break(small, with_cp):
     """One graph, forward and backward, with the same result."""
