@@ -70,7 +70,7 @@ def custom_op(name: str, schema: str) -> Callable:
 
 
 def register_flop_formula(operator: object) -> Callable:
-    """torch's decorator (2.6; before, it did not reach the counter) that tells FlopCounterMode what an operator costs."""
+    """torch's decorator that tells FlopCounterMode what an operator costs; before 2.6 it did not reach it."""
     from torch.utils import flop_counter
 
     if TORCH >= (2, 6):
