@@ -14,19 +14,20 @@ from mmengine.registry import DATASETS, MODELS, VISUALIZERS, init_default_scope
 from mmengine.structures import BaseDataElement
 from torch.utils.data import Dataset
 
-from mmsgformer.checkpoint.files import read_checkpoint
+from mmsgformer.checkpoint.files import CheckpointError, read_checkpoint
 from mmsgformer.checkpoint.load import prepare_for_model
 from mmsgformer.data.classes import require_agreement
+from mmsgformer.sgformer import SGFormer
 from mmsgformer.visualization.maps import SignificanceMap, batch_maps
 
 _SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
 
 class Predictor:
-    """A detector, segmenter or classifier with an `SGFormer` backbone, ready for image files.
+    """A detector, segmenter or classifier, ready for image files; with another backbone than `SGFormer` too.
 
     Args:
-        config: Config file.
+        config: Config file, or a config that was read.
         checkpoint: Checkpoint of the whole model, in any layout that `tools/test.py` takes.
         device: torch's name of a device; None: the accelerator if there is one.
 
@@ -35,13 +36,19 @@ class Predictor:
         DataError: The classes of the config and of the checkpoint are not the same.
     """
 
-    def __init__(self, config: str | Path, checkpoint: str | Path, device: str | None = None) -> None:
-        cfg = Config.fromfile(config)
+    def __init__(
+        self, config: str | Path | Config, checkpoint: str | Path, device: str | None = None
+    ) -> None:
+        cfg = config if isinstance(config, Config) else Config.fromfile(config)
         init_default_scope(cfg.default_scope)
         content = dict(read_checkpoint(checkpoint))
         model = revert_sync_batchnorm(MODELS.build(cfg.model))
-        prepare_for_model(content, model, checkpoint, strict=True)
-        model.load_state_dict(content['state_dict'])
+        if isinstance(getattr(model, 'backbone', None), SGFormer):
+            prepare_for_model(content, model, checkpoint, strict=True)
+        try:
+            model.load_state_dict(content['state_dict'])
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(f'{checkpoint} does not fit the model: {error}') from error
         self.model = model.to(device or get_device()).eval()
         trained_on = content.get('meta', {}).get('dataset_meta') or {}
         require_agreement(cfg, trained_on.get('classes'))
