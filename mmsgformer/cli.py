@@ -13,7 +13,11 @@ from mmengine.config import Config, DictAction
 
 from mmsgformer.compat import READS_PTH_SAFELY
 from mmsgformer.data.classes import require_agreement
+from mmsgformer.data.convert import prepare
 from mmsgformer.data.errors import DataError
+from mmsgformer.data.folders import Found
+from mmsgformer.data.formats import recognize
+from mmsgformer.data.own import describe, use_data
 from mmsgformer.data.paths import check_dataset_paths, expand_paths, expanded, set_data_root
 from mmsgformer.engine.custom_imports import import_mmsgformer
 from mmsgformer.engine.distributed import prepare_cpu_distributed
@@ -51,9 +55,7 @@ def base_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         '--work-dir', type=expanded, help='folder for logs and checkpoints (default: work_dirs/CONFIG_NAME)'
     )
-    parser.add_argument(
-        '--data-root', type=expanded, help="folder of the data set, instead of the config's data_root"
-    )
+    add_data_options(parser)
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -65,6 +67,19 @@ def base_parser(description: str) -> argparse.ArgumentParser:
     # torch.distributed.launch passes the first, MMEngine reads the environment variable.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
     return parser
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Add what says where the data are, to a parser."""
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument(
+        '--data-root', type=expanded, help="folder of the data set, instead of the config's data_root"
+    )
+    where.add_argument(
+        '--data',
+        type=expanded,
+        help='folder of your own data: format, splits and classes are recognised, and the config set to them',
+    )
 
 
 class _PredictorParser(argparse.ArgumentParser):
@@ -106,26 +121,61 @@ def _device(name: str) -> str:
 
 
 def read_config(
-    config: str, splits: tuple[str, ...], data_root: str | None = None, options: Mapping | None = None
+    config: str,
+    splits: tuple[str, ...],
+    data_root: str | None = None,
+    options: Mapping | None = None,
+    data: str | None = None,
+    work_dir: str | None = None,
 ) -> Config:
-    """A config with another data root and options, the paths of these splits checked.
+    """A config with another data root or somebody's own data, and options; the paths of these splits checked.
+
+    Args:
+        config: Its file.
+        splits: The splits that will be used, of 'train', 'val', 'test'.
+        data_root: Replaces the config's.
+        options: Of --cfg-options; they win over what is found in `data`.
+        data: A folder of somebody's own data, whose format is recognised.
+        work_dir: In its folder `data` is what has to be written for that; the config's own by default.
 
     Exits with a message that names the path and the option if the config or its data does not exist.
     """
+    options = options or {}
     try:
         cfg = Config.fromfile(config)
         if data_root:
             set_data_root(cfg, data_root)
-        _merge(cfg, options or {})
+        if data:
+            out = work_dir or options.get('work_dir') or _work_dir(cfg, config)
+            found = _set_data(cfg, splits, data, out)
+        _merge(cfg, options)
         expand_paths(cfg)
+        if data and os.environ.get('RANK', '0') == '0':
+            print(describe(found, cfg))
         check_dataset_paths(cfg, splits)
-    except (FileNotFoundError, ValueError) as error:
+    except (DataError, FileNotFoundError, ValueError) as error:
         raise SystemExit(f'error: {error}') from error
     for loader in filter(None, (cfg.get(f'{split}_dataloader') for split in ('train', 'val', 'test'))):
         if loader.get('num_workers') == 0:  # torch refuses what would be for workers
             loader.persistent_workers = False
             loader.pop('prefetch_factor', None)
     return cfg
+
+
+def _set_data(cfg: Config, splits: tuple[str, ...], data: str, work_dir: str) -> Found:
+    """Set a config to the data in a folder, in place; returns what was found."""
+    found = recognize(data)
+    if 'train' in splits and 'train' not in found.splits:
+        raise DataError(f'{data} has no training images, only {", ".join(found.splits)}; add a folder train')
+    check_writable(work_dir, '--work-dir')
+    found = prepare(found, Path(work_dir).absolute() / 'data')
+    use_data(cfg, found)
+    return found
+
+
+def _work_dir(cfg: Config, config: str) -> str:
+    """Where the outputs of a config go if nothing else is said."""
+    return cfg.get('work_dir') or str(Path('work_dirs') / Path(config).stem)
 
 
 def _merge(cfg: Config, options: Mapping) -> None:
@@ -152,7 +202,7 @@ def load_config(args: argparse.Namespace, splits: tuple[str, ...], checkpoint: s
     not exist, or if the classes that they name are not the same.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = read_config(args.config, splits, args.data_root, args.cfg_options)
+    cfg = read_config(args.config, splits, args.data_root, args.cfg_options, args.data, args.work_dir)
     if checkpoint and '://' not in checkpoint and not Path(checkpoint).is_file():
         raise SystemExit(f'error: the checkpoint {checkpoint} does not exist')
     cfg.launcher = args.launcher
@@ -165,7 +215,7 @@ def load_config(args: argparse.Namespace, splits: tuple[str, ...], checkpoint: s
     except DataError as error:
         raise SystemExit(f'error: {error}') from error
     _add_hooks(cfg)
-    cfg.work_dir = args.work_dir or cfg.get('work_dir') or str(Path('work_dirs') / Path(args.config).stem)
+    cfg.work_dir = args.work_dir or _work_dir(cfg, args.config)
     return cfg
 
 

@@ -5,11 +5,12 @@ say what training makes of unusual images.
 """
 
 import argparse
+import tempfile
 from collections.abc import Iterable, Sequence
 
 from rich.progress import track
 
-from mmsgformer.cli import OptionsAction, expanded, read_config
+from mmsgformer.cli import OptionsAction, add_data_options, expanded, read_config
 from mmsgformer.data.check import check_data
 
 SPLITS = ('train', 'val', 'test')
@@ -21,19 +22,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('config', type=expanded, help='config file')
-    parser.add_argument(
-        '--data-root', type=expanded, help="folder of the data set, instead of the config's data_root"
-    )
+    add_data_options(parser)
     parser.add_argument(
         '--cfg-options', nargs='+', action=OptionsAction, default={}, help='override entries of the config'
     )
     args = parser.parse_args(argv)
-    cfg = read_config(args.config, SPLITS, args.data_root, args.cfg_options)
 
     def bar(results: Iterable, count: int) -> Iterable:
         return track(results, total=count, description='checking')
 
-    problems, count = check_data(cfg, SPLITS, bar)
+    with tempfile.TemporaryDirectory() as folder:
+        cfg = read_config(args.config, SPLITS, args.data_root, args.cfg_options, args.data, work_dir=folder)
+        problems, count = check_data(cfg, SPLITS, bar)
     notes: dict[str, list[str]] = {}
     for problem in problems:
         if problem.is_error:
