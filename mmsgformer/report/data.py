@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 from mmengine.config import Config, ConfigDict
-from mmengine.registry import DATASETS
+from mmengine.registry import DATASETS, init_default_scope
 
-from mmsgformer.data import check_dataset_paths
+from mmsgformer.data import DataError, check_dataset_paths
 from mmsgformer.data.classes import SPLITS, plain_datasets
 
 UNITS = {'mmdet': 'objects', 'mmseg': 'share of pixels', 'mmpretrain': 'images'}
@@ -37,15 +37,23 @@ class SplitCounts(NamedTuple):
         return self.by_class[name] / max(self.total(), 1) if self.images is not None else None
 
 
-def split_to_report(cfg: Config) -> str | None:
-    """'test' if the config has test data of its own with annotations, else 'val'; None if it has neither."""
+def split_to_report(cfg: Config) -> str:
+    """'test' if the config has test data of its own with annotations, else 'val'.
+
+    Raises:
+        DataError: It has neither.
+    """
     val, test = cfg.get('val_dataloader'), cfg.get('test_dataloader')
     evaluators = cfg.get('test_evaluator') or {}
     evaluators = evaluators if isinstance(evaluators, (list, tuple)) else [evaluators]
     hidden = any(evaluator.get('format_only') for evaluator in evaluators)
     if test and not hidden and not (val and _places(val) == _places(test)):
         return 'test'
-    return 'val' if val else None
+    if not val:
+        raise DataError(
+            f'{cfg.filename or "the config"} has no val_dataloader and no annotated test data to report on'
+        )
+    return 'val'
 
 
 def _places(loader: ConfigDict) -> list[tuple]:
@@ -55,6 +63,7 @@ def _places(loader: ConfigDict) -> list[tuple]:
 
 def count_splits(cfg: Config) -> list[SplitCounts]:
     """Images and objects of every split; where test and validation have the same data, of the one alone."""
+    init_default_scope(cfg.default_scope)
     counts, seen = [], []
     for split in SPLITS:
         loader = cfg.get(f'{split}_dataloader')

@@ -86,6 +86,7 @@ def make_page(run: Run, cfg: Config, split: str, track: Callable = lambda items,
         split_names=SPLIT_NAMES,
         facts=describe_training(run, cfg, sum(p.numel() for p in predictor.model.parameters())),
         counts=count_splits(cfg),
+        trained_on=trained_on if (trained_on := _data_root(run.config)) != cfg.get('data_root') else None,
         unit=UNITS[cfg.default_scope],
         classes=results.classes,
         panels=draw_panels(run.curves, run.metrics),
@@ -98,6 +99,11 @@ def make_page(run: Run, cfg: Config, split: str, track: Callable = lambda items,
         speed=speed,
         cost=training_cost(run.curves),
     )
+
+
+def _data_root(config: Path) -> str | None:
+    """The folder of the data that a run was trained on."""
+    return Config.fromfile(config).get('data_root')
 
 
 def make_results(cfg: Config, split: str, dataset: BaseDataset) -> Results:

@@ -42,6 +42,8 @@ class Predictor:
         cfg = config if isinstance(config, Config) else Config.fromfile(config)
         init_default_scope(cfg.default_scope)
         content = dict(read_checkpoint(checkpoint))
+        trained_on = content.get('meta', {}).get('dataset_meta') or {}
+        require_agreement(cfg, trained_on.get('classes'))
         model = revert_sync_batchnorm(MODELS.build(cfg.model))
         if isinstance(getattr(model, 'backbone', None), SGFormer):
             prepare_for_model(content, model, checkpoint, strict=True)
@@ -50,8 +52,6 @@ class Predictor:
         except (KeyError, RuntimeError) as error:
             raise CheckpointError(f'{checkpoint} does not fit the model: {error}') from error
         self.model = model.to(device or get_device()).eval()
-        trained_on = content.get('meta', {}).get('dataset_meta') or {}
-        require_agreement(cfg, trained_on.get('classes'))
         dataset = cfg.test_dataloader.dataset
         steps = Compose([step for step in dataset.pipeline if step.type != 'LoadAnnotations']).transforms
         self.load, self.pipeline = steps[0], Compose(steps[1:])
