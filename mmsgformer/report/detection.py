@@ -197,11 +197,12 @@ class DetectionResults:
         size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
         plain = cv2.cvtColor(cv2.resize(image, size, interpolation=cv2.INTER_CUBIC), cv2.COLOR_RGB2BGR)
         marked = plain.copy()
+        line = 2 if sum(map(len, match)) <= 5 * MAX_LABELS else 1
         for name, entries in match._asdict().items():
             color, boxes = sv.Color.from_hex(COLORS[name]), self._detections(entries, scale)
             if name != 'right':  # these have a black edge, to be seen on any ground
-                marked = sv.BoxAnnotator(sv.Color.BLACK, thickness=4).annotate(marked, boxes)
-            marked = sv.BoxAnnotator(color, thickness=2).annotate(marked, boxes)
+                marked = sv.BoxAnnotator(sv.Color.BLACK, thickness=line + 2).annotate(marked, boxes)
+            marked = sv.BoxAnnotator(color, thickness=line).annotate(marked, boxes)
         if len(match.false) + len(match.missed) <= MAX_LABELS:
             for name in ('false', 'missed'):
                 entries = getattr(match, name)

@@ -117,6 +117,18 @@ def test_the_truth_is_perfect(scenes, tmp_path, ids):
     assert summary.confusion.most_confused(5) == []
 
 
+def test_what_is_on_a_crowd_is_neither_right_nor_false(scenes, tmp_path):
+    """As COCO has it; and crowds are not missed."""
+    path = annotations(scenes, tmp_path, crowd=True)
+    results = judged(path, samples_of(COCO(str(path)), noise=0))
+    summary = results.summary()
+    single = sum(not entry['iscrowd'] for entry in results.truth.anns.values())
+    assert len(results.truth.anns) - single == NUM_IMAGES
+    assert not any(map(results.is_error, range(NUM_IMAGES)))
+    assert summary.confusion.counts.sum() == np.trace(summary.confusion.counts) == single
+    assert sum(row[-1] for row in summary.tables[1].rows) == single
+
+
 def test_classes_are_told_apart_by_their_ids(scenes, tmp_path):
     """One class alone is found: its row has 1, also where ids are in another order than the classes."""
     path = annotations(scenes, tmp_path, MIXED)
