@@ -1,9 +1,11 @@
 """A work dir -> the run: its config, its checkpoint, and what is known of how it was trained."""
 
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from mmengine.config import Config
 from mmengine.utils import is_installed
 
@@ -123,9 +125,6 @@ def _commits(environment: dict[str, str]) -> list[str]:
 
 def _installed() -> list[str]:
     """Versions that are here now."""
-    import torch  # noqa: I001
-    from importlib import import_module
-
     names = ['mmengine', *(name for name in ('mmcv', 'mmdet', 'mmseg', 'mmpretrain') if is_installed(name))]
     versions = [f'{name} {import_module(name).__version__}' for name in names]
     return [f'mmsgformer {__version__}', f'torch {torch.__version__}', *versions]

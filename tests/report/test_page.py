@@ -113,6 +113,16 @@ def test_a_run_whose_predictions_are_the_truth(run_of, task, monkeypatch):
     assert 'there are no significance maps' in page
 
 
+def test_of_many_classes_the_most_confused_pairs_are_listed(run_of, monkeypatch):
+    """A matrix would be no longer readable."""
+    monkeypatch.setattr(mmsgformer.report.page, 'SHOWN_CLASSES', 4)
+    run = read_run(run_of('segmentation'))
+    cfg = Config.fromfile(run.config)
+    page = make_page(run, cfg, 'val')
+    assert 'The pairs that are confused most, of 5 classes.' in page
+    assert 'true \\ predicted' not in page
+
+
 @pytest.fixture(scope='module')
 def browser() -> Iterator:
     """A headless Chromium."""
