@@ -8,7 +8,6 @@ analyze_logs.py draw each part as a line of its own, and all keys into one panel
 """
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,34 +16,11 @@ import matplotlib
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 
+from mmsgformer.report.logs import Curves, read_curves
+
 plt.style.use('tableau-colorblind10')
 DEFAULT_KEYS = ('loss', 'lr', 'memory', 'coco/bbox_mAP', 'coco/segm_mAP', 'mIoU', 'accuracy/top1')
 PANELS_PER_ROW = 3
-
-Curves = dict[str, list[tuple[int, float]]]
-
-
-def read_curves(work_dir: Path) -> Curves:
-    """Every number that a run logged, by name: points (iteration, value).
-
-    A validation belongs to the iteration of the training entry before it. Where a resumed run logged an
-    iteration again, the newer entry counts.
-
-    Raises:
-        FileNotFoundError: The folder has no log of a training run.
-    """
-    curves: dict[str, dict[int, float]] = {}
-    for file in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        iteration = None
-        for entry in map(json.loads, file.read_text().splitlines()):
-            iteration = entry.get('iter', iteration)
-            if iteration is None:  # the log of a test
-                continue
-            for key, value in entry.items():
-                curves.setdefault(key, {})[iteration] = value
-    if not curves:
-        raise FileNotFoundError(f'{work_dir} has no */vis_data/scalars.json of a training run')
-    return {key: sorted(points.items()) for key, points in curves.items()}
 
 
 def draw_curves(runs: Mapping[str, Curves], keys: Sequence[str], out: Path) -> Path:

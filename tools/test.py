@@ -4,6 +4,7 @@ import glob
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
 from mmsgformer.checkpoint.files import CheckpointError
@@ -21,18 +22,31 @@ def check_outputs(out: str | None, show_dir: str | None) -> None:
     """Exit with a message where results of an earlier test are, or nothing can be written."""
     if out:
         folder, name = Path(out).parent, Path(out).name
-        refuse_earlier_results(folder, (glob.escape(name),), 'give another file with --out')
+        prefix = glob.escape(name.removesuffix('.json'))
+        names = [f'{prefix}.{kind}.json' for kind in ('bbox', 'segm')] if name.endswith('.json') else [prefix]
+        refuse_earlier_results(folder, names, 'give another file with --out')
         check_writable(folder, '--out')
     if show_dir:
         refuse_earlier_results(show_dir, ('**/*.png',), 'give another folder with --show-dir')
         check_writable(show_dir, '--show-dir')
 
 
+def coco_metric(cfg: Config) -> ConfigDict | None:
+    """The metric of a config that writes predictions in COCO's format."""
+    metrics = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
+    return next((metric for metric in metrics if metric.type == 'CocoMetric'), None)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments, build the Runner, test."""
     parser = base_parser(__doc__)
     parser.add_argument('checkpoint', type=expanded, help='checkpoint file')
-    parser.add_argument('--out', type=expanded, help='dump the predictions to this .pkl file')
+    parser.add_argument(
+        '--out',
+        type=expanded,
+        help='write the predictions to this .pkl file; of a detector to NAME.json: NAME.bbox.json and '
+        "NAME.segm.json, in the format of COCO's results",
+    )
     parser.add_argument(
         '--show-dir',
         type=expanded,
@@ -42,8 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         '--tta', action='store_true', help="average over the config's sizes and mirror images"
     )
     args = parser.parse_args(argv)
-    if args.out and not args.out.endswith(('.pkl', '.pickle')):
-        parser.error(f'--out must end in .pkl or .pickle, got {args.out}')
+    if args.out and not args.out.endswith(('.pkl', '.pickle', '.json')):
+        parser.error(f'--out must end in .pkl, .pickle or .json, got {args.out}')
     cfg = load_config(args, splits=('test',), checkpoint=args.checkpoint)
     check_outputs(args.out, args.show_dir)
     cfg.load_from = args.checkpoint
@@ -57,7 +71,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             parser.error(f'--show-dir: {args.config} has no visualizer')
         drawing = dict(type='PicturesHook', out_dir=args.show_dir)
         cfg.custom_hooks = [*(cfg.get('custom_hooks') or []), drawing]
-    if args.out:
+    if args.out and args.out.endswith('.json'):
+        metric = coco_metric(cfg)
+        if metric is None:
+            parser.error(f'--out: {args.config} has no CocoMetric in test_evaluator; give a .pkl file')
+        metric.outfile_prefix = args.out.removesuffix('.json')
+    elif args.out:
         dump = 'DumpDetResults' if cfg.default_scope == 'mmdet' else 'DumpResults'
         metrics = cfg.test_evaluator if isinstance(cfg.test_evaluator, list) else [cfg.test_evaluator]
         cfg.test_evaluator = [*metrics, dict(type=dump, out_file_path=args.out)]

@@ -14,7 +14,7 @@ from mmsgformer.visualization.maps import (
 )
 
 _WHERE = {
-    **dict.fromkeys(('as_image', 'draw_panel', 'draw_strip', 'seen_part'), 'drawing'),
+    **dict.fromkeys(('as_image', 'draw_map', 'draw_panel', 'draw_strip', 'seen_part'), 'drawing'),
     **dict.fromkeys(('Predictor', 'find_images', 'read_image'), 'predictions'),
 }
 
@@ -23,6 +23,7 @@ __all__ = [
     'SignificanceMap',
     'as_image',
     'batch_maps',
+    'draw_map',
     'draw_panel',
     'draw_strip',
     'find_images',

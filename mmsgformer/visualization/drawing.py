@@ -102,6 +102,20 @@ def draw_strip(image: np.ndarray, maps: Sequence[SignificanceMap], title: str) -
     return figure
 
 
+def draw_map(image: np.ndarray, significance: SignificanceMap) -> Figure:
+    """The significance of one block, by rank, over the image; nothing else.
+
+    Args:
+        image: (H, W, 3), RGB uint8.
+        significance: A map of this image alone, B = 1.
+    """
+    figure = Figure(figsize=(4, 4 * image.shape[0] / image.shape[1]))
+    ax = figure.add_axes((0, 0, 1, 1))
+    _show_ranks(ax, '', image, significance)
+    ax.set_axis_off()
+    return figure
+
+
 def as_image(figure: Figure) -> np.ndarray:
     """A figure as an image (H, W, 3), RGB uint8."""
     canvas = FigureCanvasAgg(figure)

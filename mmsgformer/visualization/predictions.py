@@ -15,19 +15,20 @@ from mmengine.structures import BaseDataElement
 from torch.utils.data import Dataset
 
 from mmsgformer.checkpoint.config import stored_config
-from mmsgformer.checkpoint.files import read_checkpoint
+from mmsgformer.checkpoint.files import CheckpointError, read_checkpoint
 from mmsgformer.checkpoint.load import prepare_for_model
 from mmsgformer.data.classes import require_agreement
+from mmsgformer.sgformer import SGFormer
 from mmsgformer.visualization.maps import SignificanceMap, batch_maps
 
 _SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
 
 class Predictor:
-    """A detector, segmenter or classifier with an `SGFormer` backbone, ready for image files.
+    """A detector, segmenter or classifier, ready for image files; with another backbone than `SGFormer` too.
 
     Args:
-        config: Config file; None: the config that the checkpoint has in it.
+        config: Config file, or a config that was read; None: the config that the checkpoint has in it.
         checkpoint: Checkpoint of the whole model, in any layout that `tools/test.py` takes.
         device: torch's name of a device; None: the accelerator if there is one.
 
@@ -36,16 +37,25 @@ class Predictor:
         DataError: The classes of the config and of the checkpoint are not the same.
     """
 
-    def __init__(self, config: str | Path | None, checkpoint: str | Path, device: str | None = None) -> None:
+    def __init__(
+        self, config: str | Path | Config | None, checkpoint: str | Path, device: str | None = None
+    ) -> None:
         content = dict(read_checkpoint(checkpoint))
-        cfg = stored_config(content, checkpoint) if config is None else Config.fromfile(config)
+        if config is None:
+            cfg = stored_config(content, checkpoint)
+        else:
+            cfg = config if isinstance(config, Config) else Config.fromfile(config)
         init_default_scope(cfg.default_scope)
-        model = revert_sync_batchnorm(MODELS.build(cfg.model))
-        prepare_for_model(content, model, checkpoint, strict=True)
-        model.load_state_dict(content['state_dict'])
-        self.model = model.to(device or get_device()).eval()
         trained_on = content.get('meta', {}).get('dataset_meta') or {}
         require_agreement(cfg, trained_on.get('classes'))
+        model = revert_sync_batchnorm(MODELS.build(cfg.model))
+        if isinstance(getattr(model, 'backbone', None), SGFormer):
+            prepare_for_model(content, model, checkpoint, strict=True)
+        try:
+            model.load_state_dict(content['state_dict'])
+        except (KeyError, RuntimeError) as error:
+            raise CheckpointError(f'{checkpoint} does not fit the model: {error}') from error
+        self.model = model.to(device or get_device()).eval()
         dataset = cfg.test_dataloader.dataset
         steps = Compose([step for step in dataset.pipeline if step.type != 'LoadAnnotations']).transforms
         self.load, self.pipeline = steps[0], Compose(steps[1:])
