@@ -11,8 +11,8 @@ TORCH = tuple(int(part) for part in torch.__version__.split('+')[0].split('.')[:
 
 # Until 2.5 a .pth can run code in spite of weights_only=True (CVE-2025-32434).
 READS_PTH_SAFELY = TORCH >= (2, 6)
-# The kernels are tried with Triton 3.2, which torch 2.6 brought, and later ones.
-HAS_TRITON = TORCH >= (2, 6) and importlib.util.find_spec('triton') is not None
+# The kernels are tried with Triton 3.4, which torch 2.8 brought, and later ones.
+HAS_TRITON = TORCH >= (2, 8) and importlib.util.find_spec('triton') is not None
 # FlopCounterMode tells the modules apart, whatever their inputs are.
 COUNTS_BY_MODULE = TORCH >= (2, 4)
 # The gradient of torch's fused attention on a CPU, with a mask.

@@ -100,7 +100,7 @@ def _choose_backend(backend: str, q: Tensor) -> str:
         return 'triton' if fits and HAS_TRITON else 'chunked'
     if backend == 'triton' and not HAS_TRITON:
         raise RuntimeError(
-            "the attention backend 'triton' cannot run: there is no Triton 3.2, which came with torch 2.6"
+            "the attention backend 'triton' cannot run: there is no Triton 3.4, which came with torch 2.8"
         )
     if backend == 'triton' and not q.is_cuda and os.environ.get('TRITON_INTERPRET') != '1':
         raise RuntimeError(

@@ -98,7 +98,7 @@ def compile_all(capability: int, head_dims: list[int]) -> list[dict]:
     ]
 
 
-@pytest.mark.skipif(not HAS_TRITON, reason='Triton 3.2 is not installed: torch 2.6 brought it')
+@pytest.mark.skipif(not HAS_TRITON, reason='Triton 3.4 is not installed: torch 2.8 brought it')
 @pytest.mark.parametrize(
     'head_dims',
     [[32], pytest.param([16, 64, 128], marks=pytest.mark.slow)],
