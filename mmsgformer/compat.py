@@ -11,7 +11,7 @@ TORCH = tuple(int(part) for part in torch.__version__.split('+')[0].split('.')[:
 
 # Until 2.5 a .pth can run code in spite of weights_only=True (CVE-2025-32434).
 READS_PTH_SAFELY = TORCH >= (2, 6)
-# The kernels are tried with Triton 3.4, which torch 2.8 brought, and later ones.
+# The kernels are written for Triton 3.4 and later; torch 2.8 brought it.
 HAS_TRITON = TORCH >= (2, 8) and importlib.util.find_spec('triton') is not None
 # FlopCounterMode tells the modules apart, whatever their inputs are.
 COUNTS_BY_MODULE = TORCH >= (2, 4)

@@ -21,4 +21,4 @@ def _reason(major: int, minor: int, what: str) -> str:
 
 
 NEEDS_SAFE_READING = needs_torch(2, 6, 'safe reading of a .pth')
-NEEDS_TRITON = needs_torch(2, 8, 'Triton 3.4, for the kernels and their interpreter')
+NEEDS_TRITON = needs_torch(2, 10, 'Triton 3.6, whose interpreter has products in float64')
