@@ -24,7 +24,7 @@ class BuildWithMim(build_py):
     def run(self) -> None:
         """Build, then copy; an editable install has the checkout's files instead."""
         super().run()
-        if self.editable_mode:
+        if getattr(self, 'editable_mode', False):  # setuptools 64
             return
         mim = Path(self.build_lib) / 'mmsgformer' / '.mim'
         shutil.rmtree(mim, ignore_errors=True)
