@@ -36,7 +36,7 @@ def merged_by(model: SGFormer, image: torch.Tensor, key) -> tuple[torch.Tensor, 
 )
 @torch.no_grad()
 def test_the_order_is_that_of(order, key, image):
-    """'raster' merges by a constant, 'reversed' by a significance upside down; neither as the plain network."""
+    """'raster' merges by a constant, 'reversed' by minus the significance; neither as the plain network."""
     model = build(order)
     outs = model(image)
     for out, expected, plain in zip(

@@ -2,7 +2,7 @@
 peer = dict(
     type='mmpretrain.ResNetV1c',
     depth=18,
-    stem_channels=56,
+    stem_channels=48,
     base_channels=30,
     drop_path_rate=0.1,
     out_indices=(0, 1, 2, 3),
