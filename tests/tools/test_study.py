@@ -163,3 +163,24 @@ def test_a_run_that_fails_is_named(study, tmp_path, run_tool):
     assert result.returncode == 1
     assert 'error: training failed, see' in result.stdout
     assert "unknown arch 'none'" in (tmp_path / 'out/broken/lr0.001_seed0/train.log').read_text()
+
+
+@pytest.mark.slow
+def test_a_run_killed_before_its_validation_trains_its_last_iterations_again(
+    study, shapes, tmp_path, run_tool
+):
+    """MMEngine would resume it, find nothing left to do and never validate."""
+    entries = yaml.safe_load(study.read_text())
+    study.write_text(yaml.safe_dump(entries | {'backbones': {'ours': CONFIG}, 'seeds': [0]}))
+    work_dir = tmp_path / 'out/ours/lr0.001_seed0'
+    options = [f'{key}={value}' for key, value in SMALL.items()]
+    common = ['--data-root', shapes, '--work-dir', work_dir, '--cfg-options', *options, 'randomness.seed=0']
+    trained = run_tool('train.py', CONFIG, *common)
+    assert trained.returncode == 0, trained.stderr
+    (log,) = work_dir.glob('*/vis_data/scalars.json')
+    *lines, validation = log.read_text().splitlines(keepends=True)
+    log.write_text(''.join(lines))
+    result = run_tool('study.py', study, '--work-dir', tmp_path / 'out')
+    assert result.returncode == 0, result.stderr
+    record = json.loads((work_dir / 'trained.json').read_text())
+    assert record['held_out']['mIoU'] == json.loads(validation)['mIoU']
