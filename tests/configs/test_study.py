@@ -82,6 +82,29 @@ def test_studies_are_read(path, monkeypatch):
     assert read_study(path).reference == 'SG-Former'
 
 
+@pytest.mark.parametrize('name', ['sgformer-t', 'swin', 'convnext', 'resnet'])
+def test_a_segmenters_backbone_starts_from_the_classifiers(name, tmp_path):
+    """All weights but the norms of maps that a classifier has not, and the resized position embedding."""
+    file = tmp_path / 'classifier.pth'
+    torch.manual_seed(0)
+    classifier = build(f'imagenette/{name}_imagenette')
+    torch.save({'state_dict': classifier.state_dict()}, file)
+    start = {'type': 'Pretrained', 'checkpoint': str(file), 'prefix': 'backbone.'}
+    backbone = build(f'camvid/{name}_upernet_camvid', init_cfg=start).backbone
+    backbone.init_weights()
+    given = classifier.backbone.state_dict()
+    for key, value in backbone.state_dict().items():
+        if key != 'pos_embed' and not re.match(r'norm[012]\.', key):
+            assert torch.equal(value, given[key]), key
+
+
+def build(config: str, **backbone) -> torch.nn.Module:
+    cfg = Config.fromfile(ROOT / f'configs/{config}.py')
+    init_default_scope(cfg.default_scope)
+    cfg.model.backbone.update(backbone)
+    return MODELS.build(cfg.model)
+
+
 SMALL = {
     'train_cfg.max_iters': 1,
     'train_dataloader.batch_size': 2,
