@@ -25,7 +25,10 @@ from mmsgformer.checkpoint.files import latest_checkpoint
 from mmsgformer.study.plan import Job, Run, Study, best_learning_rate, final_runs, known_runs, next_jobs
 from mmsgformer.study.results import draw, summarise, to_markdown, write_csv
 
+# In a checkout beside the package, in an installation within it.
 TOOLS = Path(__file__).parents[2] / 'tools'
+if not (TOOLS / 'train.py').is_file():
+    TOOLS = Path(__file__).parents[1] / '.mim' / 'tools'
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_TO_END = 20
 

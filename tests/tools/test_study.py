@@ -106,7 +106,7 @@ def test_a_killed_study_goes_on_and_ends_as_if_it_was_not_killed(study, shapes, 
     ]
     options = [f'{key}={value}' for key, value in SMALL.items()]
     configs = {'ours': CONFIG, 'shallow': tmp_path / 'shallow.py'}
-    for row in rows:
+    for row in rows[1:3]:  # the interrupted one, and one that was not
         config, work_dir = configs[row['backbone']], tmp_path / row['backbone'] / row['seed']
         common = ['--data-root', shapes, '--cfg-options', *options, f'randomness.seed={row["seed"]}']
         trained = run_tool('train.py', config, '--work-dir', work_dir, *common)
