@@ -50,6 +50,7 @@ test_dataloader = dict(
         pipeline=test_pipeline,
     ),
 )
+# AP50 and AP75 count up to 500 objects an image; AP over thresholds always 100, of up to 375.
 # The held-out images' truth is what the data set loaded, a part of the annotation file.
 val_evaluator = dict(type='CocoMetric', metric=['bbox', 'segm'], proposal_nums=(100, 300, 500))
 test_evaluator = dict(
