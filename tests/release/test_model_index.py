@@ -26,7 +26,7 @@ def test_every_config_has_one_entry():
 
 
 @pytest.mark.parametrize(
-    'name', ['retinanet_sgformer-s_fpn_1x', 'sgformer-s_semantic-fpn', 'sgformer-s_upernet']
+    'name', ['retinanet_sgformer-s_fpn_1x', 'sgformer-s_semantic-fpn', 'sgformer-s_upernet_8xb2']
 )
 def test_the_macs_are_the_configs(name):
     """Of those that run on shapes alone; the others take a minute. test_flops.py has the classifiers."""
