@@ -24,7 +24,7 @@ class Summary(NamedTuple):
     Attributes:
         mean, std: Of the metric; the sample's standard deviation.
         difference: Of the means, to the reference.
-        interval: 95 % bootstrap interval of that difference.
+        interval: 95 % bootstrap interval of that difference, where both have several runs.
         beats: Probability that a run of it beats a run of the reference.
     """
 
@@ -69,6 +69,7 @@ def summarise(rows: Sequence[Mapping], metric: str, reference: str) -> list[Summ
     for backbone, group in groups.items():
         values = [row[metric] for row in group]
         compared = backbone != reference and bool(of_reference)
+        repeated = min(len(values), len(of_reference)) > 1
         summaries.append(
             Summary(
                 backbone,
@@ -77,7 +78,7 @@ def summarise(rows: Sequence[Mapping], metric: str, reference: str) -> list[Summ
                 mean=float(np.mean(values)),
                 std=float(np.std(values, ddof=1)) if len(values) > 1 else None,
                 difference=float(np.mean(values) - np.mean(of_reference)) if compared else None,
-                interval=bootstrap_difference(values, of_reference) if compared else None,
+                interval=bootstrap_difference(values, of_reference) if compared and repeated else None,
                 beats=probability_of_beating(values, of_reference) if compared else None,
                 seconds=float(np.mean([row['seconds'] for row in group])),
             )
@@ -96,8 +97,9 @@ def to_markdown(summaries: Sequence[Summary], metric: str, reference: str, digit
         spread = '' if s.std is None else f' ± {s.std:.{digits}f}'
         difference = beats = ''
         if s.difference is not None:
-            low, high = s.interval
-            difference = f'{s.difference:+.{digits}f} ({low:+.{digits}f} to {high:+.{digits}f})'
+            difference = f'{s.difference:+.{digits}f}'
+            if s.interval is not None:
+                difference += ' ({:+.{digits}f} to {:+.{digits}f})'.format(*s.interval, digits=digits)
             beats = f'{s.beats:.2f}'
         lines.append(
             f'| {s.backbone} | {s.learning_rate:g} | {s.runs} | {s.mean:.{digits}f}{spread} '
