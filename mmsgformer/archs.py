@@ -1,13 +1,15 @@
-"""The published architectures by name, and the check of any other (docs/method.md, "The network")."""
+"""The architectures by name, and the check of any other (docs/method.md, "The network")."""
 
 NUM_STAGES = 4
 ARCH_KEYS = ('embed_dims', 'depths', 'num_heads')
 ARCHS = {
+    # Ours, not the paper's: what a CPU or a small GPU trains (docs/study.md). The others are published.
+    't': {'embed_dims': (32, 64, 128, 256), 'depths': (2, 2, 4, 1), 'num_heads': (2, 4, 8, 16)},
     's': {'embed_dims': (64, 128, 256, 512), 'depths': (2, 4, 16, 1), 'num_heads': (2, 4, 8, 16)},
     'm': {'embed_dims': (64, 128, 256, 512), 'depths': (2, 6, 28, 2), 'num_heads': (2, 4, 8, 16)},
     'b': {'embed_dims': (96, 192, 384, 768), 'depths': (4, 6, 24, 2), 'num_heads': (4, 6, 12, 24)},
 }
-ARCH_ALIASES = {'small': 's', 'medium': 'm', 'base': 'b'}
+ARCH_ALIASES = {'tiny': 't', 'small': 's', 'medium': 'm', 'base': 'b'}
 
 
 def resolve_arch(arch: str | dict) -> tuple[tuple[int, ...], ...]:

@@ -272,8 +272,8 @@ class SGFormer(BaseModule):
     (B, C_i, ceil(H / s_i), ceil(W / s_i)), s = 4, 8, 16, 32, after the stage's norm.
 
     Args:
-        arch: 's', 'm', 'b' (or 'small', 'medium', 'base'), or a dict of `embed_dims`, `depths` and
-            `num_heads`, four positive integers each.
+        arch: 's', 'm', 'b' (or 'small', 'medium', 'base'), the paper's; 't' ('tiny'), ours; or a dict of
+            `embed_dims`, `depths` and `num_heads`, four positive integers each.
         in_channels: Channels of the input image.
         pretrain_img_size: Image size in pixels, one number or (H, W), of the grid that the position
             embedding is learned on; the embedding is resized (bicubic) to the map of any other input.

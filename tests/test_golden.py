@@ -29,11 +29,11 @@ CASES = [('tiny', 'reference'), ('tiny', 'chunked'), ('s', 'auto')]
 
 
 @pytest.fixture(params=CASES, ids='-'.join)
-def case(request, tiny, draw_golden) -> tuple[SGFormer, dict[str, Tensor], dict[str, np.ndarray]]:
+def case(request, draw_golden) -> tuple[SGFormer, dict[str, Tensor], dict[str, np.ndarray]]:
     """The model with the formula's weights, those weights by official name, and the golden arrays."""
     name, backend = request.param
     weights = official_weights(name, draw_golden)
-    model = SGFormer(tiny if name == 'tiny' else name, attn_backend=backend).double().eval()
+    model = SGFormer(name, attn_backend=backend).double().eval()
     model.load_state_dict(official_to_ours(weights))
     return model, weights, dict(np.load(GOLDEN / f'official_{name}_224.npz'))
 

@@ -171,7 +171,7 @@ def test_large_images_values_stay_finite_under_autocast(tiny, dtype, scale):
 
 
 def test_archs_have_long_names_too():
-    for name, long_name in (('s', 'Small'), ('m', 'medium'), ('b', 'Base')):
+    for name, long_name in (('t', 'tiny'), ('s', 'Small'), ('m', 'medium'), ('b', 'Base')):
         assert resolve_arch(name) == resolve_arch(long_name)
 
 

@@ -32,7 +32,7 @@ def table(folder: str) -> str:
 
 def fill(page: str) -> str:
     """The page with its tables written anew."""
-    for folder in ('imagenet', 'coco', 'ade20k'):
+    for folder in ('imagenet', 'coco', 'ade20k', 'imagenette', 'camvid', 'nuclei'):
         begin, end = BEGIN.format(folder), END.format(folder)
         head, _, rest = page.partition(begin)
         page = head + begin + table(folder) + end + rest.partition(end)[2]

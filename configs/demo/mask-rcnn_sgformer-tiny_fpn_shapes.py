@@ -4,11 +4,10 @@ _base_ = [
     '../_base_/schedules/coco_1x.py',
     '../_base_/mmdet_runtime.py',
 ]
-tiny = dict(embed_dims=[32, 64, 128, 256], depths=[2, 2, 4, 1], num_heads=[2, 4, 8, 16])
 model = dict(
     data_preprocessor=dict(pad_size_divisor=112),  # the images' size: no padding
-    backbone=dict(arch=tiny, drop_path_rate=0.0, pretrain_img_size=112),
-    neck=dict(in_channels=tiny['embed_dims'], out_channels=64),
+    backbone=dict(arch='t', drop_path_rate=0.0, pretrain_img_size=112),
+    neck=dict(in_channels=[32, 64, 128, 256], out_channels=64),
     rpn_head=dict(in_channels=64, feat_channels=64, anchor_generator=dict(scales=[4])),
     roi_head=dict(
         bbox_roi_extractor=dict(out_channels=64),

@@ -4,11 +4,10 @@ _base_ = [
     '../_base_/schedules/imagenet_300e.py',
     '../_base_/mmpretrain_runtime.py',
 ]
-tiny = dict(embed_dims=[32, 64, 128, 256], depths=[2, 2, 4, 1], num_heads=[2, 4, 8, 16])
 model = dict(
     data_preprocessor=dict(num_classes=4),
-    backbone=dict(arch=tiny, drop_path_rate=0.0, pretrain_img_size=64),
-    head=dict(in_channels=tiny['embed_dims'][3], num_classes=4),
+    backbone=dict(arch='t', drop_path_rate=0.0, pretrain_img_size=64),
+    head=dict(in_channels=256, num_classes=4),
     train_cfg=None,
 )
 

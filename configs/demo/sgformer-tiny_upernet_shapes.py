@@ -4,12 +4,11 @@ _base_ = [
     '../_base_/schedules/ade20k_160k.py',
     '../_base_/mmseg_runtime.py',
 ]
-tiny = dict(embed_dims=[32, 64, 128, 256], depths=[2, 2, 4, 1], num_heads=[2, 4, 8, 16])
 model = dict(
     data_preprocessor=dict(size=(112, 112)),
-    backbone=dict(arch=tiny, drop_path_rate=0.0, pretrain_img_size=112),
-    decode_head=dict(in_channels=tiny['embed_dims'], channels=128, dropout_ratio=0.0, num_classes=5),
-    auxiliary_head=dict(in_channels=tiny['embed_dims'][2], channels=64, num_classes=5),
+    backbone=dict(arch='t', drop_path_rate=0.0, pretrain_img_size=112),
+    decode_head=dict(in_channels=[32, 64, 128, 256], channels=128, dropout_ratio=0.0, num_classes=5),
+    auxiliary_head=dict(in_channels=128, channels=64, num_classes=5),
 )
 
 metainfo = dict(

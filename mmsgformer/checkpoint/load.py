@@ -213,7 +213,7 @@ def _compare_archs(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> 
 
 
 def _arch_name(weights: Mapping[str, Tensor]) -> str:
-    """The architecture that these parameter names and shapes belong to, by name if it is a published one."""
+    """The architecture that these parameter names and shapes belong to, by name if it has one."""
     dims, depths = embed_dims(weights), block_counts(weights)
     for name, arch in ARCHS.items():
         if (arch['embed_dims'], arch['depths']) == (dims, depths):

@@ -119,10 +119,17 @@ def test_partial_loads_what_fits(official, tiny, tmp_path):
 def test_another_variant_is_named(file, config, tmp_path):
     keys = json.loads((GOLDEN / f'official_keys_{file}.json').read_text())
     torch.save({key: torch.empty(shape) for key, shape in keys.items()}, tmp_path / 'weights.pth')
-    names = {'tiny': r'an SG-Former of embed_dims \(32, '}
-    looks_like = names.get(file, f'SG-Former-{file.upper()};')
-    with pytest.raises(CheckpointError, match=f'looks like {looks_like}.* builds SG-Former-{config.upper()}'):
+    looks_like = {'tiny': 'T'}.get(file, file.upper())
+    message = f'looks like SG-Former-{looks_like};.* builds SG-Former-{config.upper()}'
+    with pytest.raises(CheckpointError, match=message):
         load_backbone(SGFormer(config), tmp_path / 'weights.pth')
+
+
+def test_a_variant_without_a_name_is_described(tiny, tmp_path):
+    torch.save(SGFormer(tiny | {'depths': (1, 1, 1, 1)}).state_dict(), tmp_path / 'weights.pth')
+    message = r'looks like an SG-Former of embed_dims \(32, 64, 128, 256\) and depths \(1, 1, 1, 1\);'
+    with pytest.raises(CheckpointError, match=message):
+        load_backbone(SGFormer(tiny), tmp_path / 'weights.pth')
 
 
 @pytest.fixture

@@ -1,0 +1,4 @@
+_base_ = ['sgformer-t_imagenette.py', '../_base_/peers/swin.py']
+model = dict(
+    backbone=dict(_base_.peer, _delete_=True, out_indices=(3,)), head=dict(in_channels=_base_.channels[3])
+)

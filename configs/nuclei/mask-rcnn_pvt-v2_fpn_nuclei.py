@@ -1,0 +1,2 @@
+_base_ = ['mask-rcnn_sgformer-t_fpn_nuclei.py', '../_base_/peers/pvt-v2.py']
+model = dict(backbone=dict(_base_.peer, _delete_=True), neck=dict(in_channels=_base_.channels))

@@ -1,0 +1,89 @@
+"""A study's statistics against SciPy's and values known by hand, and the files that are written."""
+
+import csv
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from mmsgformer.study.results import (
+    bootstrap_difference,
+    draw,
+    probability_of_beating,
+    summarise,
+    to_markdown,
+    write_csv,
+)
+
+A, B = [61.0, 62.5, 63.0, 60.5, 64.0], [60.0, 62.5, 59.0, 58.5, 61.0]
+
+
+def test_the_bootstrap_interval_is_scipys():
+    expected = stats.bootstrap(
+        (A, B),
+        lambda a, b, axis: a.mean(axis=axis) - b.mean(axis=axis),
+        n_resamples=100_000,
+        method='percentile',
+        random_state=1,
+    ).confidence_interval
+    assert bootstrap_difference(A, B) == pytest.approx(tuple(expected), abs=0.11)  # they are tenths
+    assert bootstrap_difference(A, B) == bootstrap_difference(A, B)
+
+
+def test_the_interval_of_many_runs_is_the_normal_one():
+    random = np.random.default_rng(0)
+    a, b = random.normal(3, 1, 400), random.normal(0, 2, 400)
+    error = np.sqrt(a.var() / 400 + b.var() / 400)
+    low, high = bootstrap_difference(a, b)
+    middle = a.mean() - b.mean()
+    assert [low, high] == pytest.approx([middle - 1.96 * error, middle + 1.96 * error], abs=0.1 * error)
+
+
+def test_runs_that_are_all_equal_have_an_interval_without_width():
+    assert bootstrap_difference([2.0, 2.0, 2.0], [1.5, 1.5, 1.5]) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ('a', 'b', 'expected'),
+    [([2, 3], [0, 1], 1.0), ([0], [1], 0.0), ([1, 1], [1], 0.5), ([1, 3], [2, 0], 0.75)],
+)
+def test_the_probability_of_beating_counts_pairs(a, b, expected):
+    assert probability_of_beating(a, b) == expected
+
+
+def test_the_probability_of_beating_is_mann_whitneys():
+    expected = stats.mannwhitneyu(A, B).statistic / (len(A) * len(B))
+    assert probability_of_beating(A, B) == pytest.approx(expected, abs=1e-12)
+
+
+def rows():
+    for backbone, values in {'ours': A, 'theirs': B, 'single': [50.0]}.items():
+        for seed, value in enumerate(values):
+            yield {'backbone': backbone, 'learning_rate': 1e-3, 'seed': seed, 'seconds': 90.0, 'mIoU': value}
+
+
+def test_the_table_has_every_number():
+    summaries = summarise(list(rows()), 'mIoU', 'ours')
+    ours, theirs, single = to_markdown(summaries, 'mIoU', 'ours', digits=1).splitlines()[2:]
+    assert ours == '| ours | 0.001 | 5 | 62.2 ± 1.4 |  |  | 1.5 |'
+    assert theirs.startswith('| theirs | 0.001 | 5 | 60.2 ± 1.6 | -2.0 (')
+    assert theirs.endswith('| 0.16 | 1.5 |')
+    assert single == '| single | 0.001 | 1 | 50.0 | -12.2 | 0.00 | 1.5 |'  # one run has no interval
+    low, high = summaries[1].interval
+    assert low < summaries[1].difference < high
+
+
+def test_without_the_references_runs_nothing_is_compared():
+    summaries = summarise([row for row in rows() if row['backbone'] != 'ours'], 'mIoU', 'ours')
+    assert [(s.backbone, s.difference) for s in summaries] == [('theirs', None), ('single', None)]
+    assert to_markdown(summaries, 'mIoU', 'ours', digits=1).count('\n') == 4
+
+
+def test_files(tmp_path):
+    write_csv([*rows(), {'backbone': 'later', 'aAcc': 1.0}], tmp_path / 'results.csv')
+    with (tmp_path / 'results.csv').open() as file:
+        read = list(csv.DictReader(file))
+    assert [row['mIoU'] for row in read[:2]] == ['61.0', '62.5']
+    assert (read[-1]['backbone'], read[-1]['mIoU'], read[-1]['aAcc']) == ('later', '', '1.0')
+    draw(list(rows()), 'mIoU', tmp_path / 'results.png')
+    assert (tmp_path / 'results.png').stat().st_size > 5000

@@ -1,0 +1,56 @@
+"""Run a study, or go on with one: many backbones under one recipe, with the statistics to compare them.
+
+    python tools/study.py configs/studies/camvid.yml --data-root data/camvid
+
+docs/study.md has the protocol and the format of the file. Every run is a process of tools/train.py and, at
+its backbone's best learning rate, of tools/test.py. Finished runs are skipped, and those that were
+interrupted go on where they were. Ctrl-C ends the runs too. Writes results.csv, results.md and results.png.
+"""
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmsgformer.cli import check_writable, expanded, expanded_path
+from mmsgformer.study.plan import read_study
+from mmsgformer.study.run import StudyError, run_study
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the arguments, run the study."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('study', type=expanded_path, help='YAML file of the study')
+    parser.add_argument('--data-root', type=expanded, help="folder of the data set, instead of the study's")
+    parser.add_argument(
+        '--work-dir', type=expanded_path, help='folder of all runs (default: work_dirs/studies/NAME)'
+    )
+    args = parser.parse_args(argv)
+    try:
+        study = read_study(args.study)
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
+    if args.data_root:
+        study = study._replace(data_root=args.data_root)
+    folder = args.work_dir or Path('work_dirs', 'studies', args.study.stem)
+    check_writable(folder, '--work-dir')
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the runs are ended, as with Ctrl-C
+    try:
+        failed = run_study(study, folder)
+    except StudyError as error:
+        raise SystemExit(f'error: {error}') from error
+    except KeyboardInterrupt:
+        raise SystemExit('interrupted: the same command goes on') from None
+    for job in failed:
+        print(f'error: {job.task}ing failed, see {folder / job.run.folder / job.task}.log')
+    if failed:
+        raise SystemExit(1)
+    print((folder / 'results.md').read_text(), end='')
+    print(f'Written: {folder}/results.csv, results.md, results.png')
+
+
+if __name__ == '__main__':
+    main()
