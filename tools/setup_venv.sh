@@ -121,7 +121,7 @@ print(f"torch{torch.__version__}-python{sys.version_info[0]}.{sys.version_info[1
   # Python's own flags ask for -g, which doubles the time.
   export TORCH_CUDA_ARCH_LIST CFLAGS="-O2 -g0 ${CFLAGS:-}"
   version=$(grep -o '^[a-z-]*mmcv==[0-9.]*' $requirements/mmcv.txt)
-  wheels=${XDG_CACHE_HOME:-$HOME/.cache}/mmsgformer/$version-$built_for-${TORCH_CUDA_ARCH_LIST:-cpu}
+  wheels=${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/mmsgformer/$version-$built_for-${TORCH_CUDA_ARCH_LIST:-cpu}
   step "mmcv (compiles its operators: about 6 minutes on 2 cores; kept in $wheels)" compile_mmcv
 fi
 step "mmengine, mmdet, mmseg, mmpretrain and mmsgformer" "${pip[@]}" "$setuptools" wheel \
