@@ -153,7 +153,7 @@ def test_what_an_official_file_gives_a_whole_model(kind, tiny, make_runner, draw
         kind,
         load_from=str(tmp_path / 'official.pth'),
         **{
-            'model.backbone.arch': tiny,
+            'model.backbone.arch': 't',
             'model.backbone.pretrain_img_size': 224,
             'model.backbone.out_indices': (0, 1, 2, 3),
             **{

@@ -56,7 +56,15 @@ def study(tmp_path, shapes):
 
 def start(study: Path, folder: Path) -> subprocess.Popen:
     command = [sys.executable, 'tools/study.py', str(study), '--work-dir', str(folder)]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # In a shell's background job, Ctrl-C is ignored, by what it starts too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
 
 
 def wait_for(condition, seconds=120):
@@ -129,7 +137,7 @@ def test_ending_a_study_ends_its_runs(study, tmp_path):
     wait_for(lambda: (tmp_path / 'out' / 'ours' / 'lr0.001_seed0' / 'train.log').exists())
     (child,) = psutil.Process(process.pid).children()
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=120)
     assert process.returncode == 1
     assert 'the same command goes on' in output
     assert not child.is_running()
