@@ -23,8 +23,8 @@ from PIL import Image, ImageOps
 
 from mmsgformer.data.classes import build_unread, check_classes, entries, outputs_of, plain_datasets
 from mmsgformer.data.errors import Problem
+from mmsgformer.data.folders import IGNORED_LABEL
 
-IGNORED_LABEL = 255  # where a config says nothing
 # As many as OpenCV reads; Pillow refuses pictures of more than twice its own limit.
 Image.MAX_IMAGE_PIXELS = 2**30 // 2
 # COCO's own boxes end up to a pixel outside.

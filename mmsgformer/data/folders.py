@@ -14,7 +14,8 @@ IMAGE_FOLDERS = {'images', 'image', 'imgs', 'img', 'img_dir', 'jpegimages'}
 LABEL_FOLDERS = {'annotations', 'annotation', 'labels', 'label', 'masks', 'mask', 'ann_dir'}
 _WORDS = {'training': 'train', 'valid': 'val', 'validation': 'val', 'testing': 'test'}
 _WORDS |= {name: name for name in SPLITS}
-_IMAGES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+IGNORED_LABEL = 255  # of a label map, where nothing else is said
 Tree = dict[Path, list[str]]
 
 
@@ -63,7 +64,7 @@ class Found:
     splits: dict[str, Split]
     has_masks: bool = False
     most_objects: int = 0
-    ignored: int = 255
+    ignored: int = IGNORED_LABEL
     ready: bool = False
     notes: tuple[str, ...] = ()
 
@@ -91,7 +92,7 @@ def tree_of(root: Path) -> Tree:
 
 def is_image(name: str) -> bool:
     """By its ending."""
-    return name.lower().endswith(_IMAGES)
+    return name.lower().endswith(IMAGE_ENDINGS)
 
 
 def images_below(tree: Tree, folder: Path = Path()) -> list[str]:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from mmsgformer.data.errors import DataError
 from mmsgformer.data.folders import (
+    IGNORED_LABEL,
     Found,
     Split,
     Tree,
@@ -25,7 +26,6 @@ from mmsgformer.data.folders import (
 )
 
 FORMAT = 'images and label maps'
-IGNORED = 255
 _NAME_FILES = {'classes', 'labels', 'label_map', 'labelmap', 'meta'}
 _VOID = {'void', 'unlabelled', 'unlabeled', 'ignore', 'ignored'}
 
@@ -46,15 +46,15 @@ def recognize(root: Path, tree: Tree) -> Found | None:
         return None
     ids = _ids(path for split in splits.values() for path in map_paths(split))
     source, names = _names(root, tree)
-    classes = tuple(names.get(i, str(i)) for i in range(max(names or ids - {IGNORED}, default=0) + 1))
+    classes = tuple(names.get(i, str(i)) for i in range(max(names or ids - {IGNORED_LABEL}, default=0) + 1))
     require_names(classes, source)
-    if ids == {0, IGNORED}:
+    if ids == {0, IGNORED_LABEL}:
         raise DataError(
-            f'the label maps of {root} hold 0 and {IGNORED} alone, and {IGNORED} is ignored: nothing would '
-            'be learned. Write 1 for the class that is 255 now'
+            f'the label maps of {root} hold 0 and 255 alone, and 255 is ignored: nothing would be learned. '
+            'Write 1 for the class that is 255 now'
         )
     ignored = [i for i, name in enumerate(classes) if name.lower() in _VOID]
-    unnamed = sorted(i for i in ids - {IGNORED} if i >= len(classes))
+    unnamed = sorted(i for i in ids - {IGNORED_LABEL} if i >= len(classes))
     notes = []
     if unnamed == [len(classes)] and not ignored:
         ignored = unnamed
@@ -66,14 +66,14 @@ def recognize(root: Path, tree: Tree) -> Found | None:
         )
     elif ignored:
         notes.append(f'id {ignored[0]}, {classes[ignored[0]]!r}: ignored in training and testing')
-    if len(ignored) > 1 or (ignored and IGNORED in ids):
-        both = [*ignored, IGNORED][:2]
+    if len(ignored) > 1 or (ignored and IGNORED_LABEL in ids):
+        both = [*ignored, IGNORED_LABEL][:2]
         raise DataError(f'{source}: ids {both[0]} and {both[1]} are both to be ignored; write one for both')
     if ignored == [len(classes) - 1]:
         classes = classes[:-1]
     if not names:
         notes.append('the classes have no names: list them in classes.txt beside the images, one a line')
-    (ignored_id,) = ignored or [IGNORED]
+    (ignored_id,) = ignored or [IGNORED_LABEL]
     return Found(root, 'segmentation', FORMAT, classes, splits, ignored=ignored_id, notes=tuple(notes))
 
 
@@ -117,10 +117,8 @@ def _ids(paths: Iterable[Path]) -> set[int]:
                 "pixel's class (or a palette); convert colours to numbers"
             )
         found = {int(i) for i in np.unique(labels)}
-        if min(found) < 0 or max(found) > IGNORED:
-            raise DataError(
-                f'{path} has the id {max(found)}; labels are 0-{IGNORED - 1}, {IGNORED} is ignored'
-            )
+        if min(found) < 0 or max(found) > IGNORED_LABEL:
+            raise DataError(f'{path} has the id {max(found)}; labels are 0-254, and 255 is ignored')
         return found
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -11,7 +11,7 @@ from mmengine.config import Config, ConfigDict
 
 from mmsgformer.data.classes import entries, outputs_of
 from mmsgformer.data.errors import DataError
-from mmsgformer.data.folders import SPLITS, Found, Split
+from mmsgformer.data.folders import IGNORED_LABEL, SPLITS, Found, Split
 
 _TASKS = {'mmdet': 'detection', 'mmseg': 'segmentation', 'mmpretrain': 'classification'}
 _FITTING = {
@@ -157,7 +157,7 @@ def _set_labels(cfg: Config, ignored: int) -> None:
     everything = [value for _, value in cfg.items()]
     for step in _steps(everything, 'LoadAnnotations'):
         step.reduce_zero_label = False
-    if ignored == 255:
+    if ignored == IGNORED_LABEL:
         return
     for option, _ in list(outputs_of(cfg.model, 'model')):
         if re.fullmatch(r'model\.\w*head(\.\d+)?\.num_classes', option):

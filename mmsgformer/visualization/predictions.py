@@ -18,10 +18,9 @@ from mmsgformer.checkpoint.config import stored_config
 from mmsgformer.checkpoint.files import CheckpointError, read_checkpoint
 from mmsgformer.checkpoint.load import prepare_for_model
 from mmsgformer.data.classes import require_agreement
+from mmsgformer.data.folders import IMAGE_ENDINGS, is_image
 from mmsgformer.sgformer import SGFormer
 from mmsgformer.visualization.maps import SignificanceMap, batch_maps
-
-_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
 
 class Predictor:
@@ -146,7 +145,7 @@ def find_images(path: str | Path) -> list[Path]:
         FileNotFoundError: There is no such path, or no image in the folder.
     """
     path = Path(path)
-    images = sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES) if path.is_dir() else [path]
+    images = sorted(p for p in path.iterdir() if is_image(p.name)) if path.is_dir() else [path]
     if not images or not path.exists():
-        raise FileNotFoundError(f'{path} is no image and no folder with images ({", ".join(_SUFFIXES)})')
+        raise FileNotFoundError(f'{path} is no image and no folder with images ({", ".join(IMAGE_ENDINGS)})')
     return images

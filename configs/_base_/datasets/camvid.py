@@ -66,9 +66,7 @@ val_dataloader = dict(
     dataset=dict(train_set, indices=[i for i in range(367) if i // 10 % 8 == 7], pipeline=test_pipeline),
 )
 test_dataloader = dict(
-    batch_size=1,
-    num_workers=2,
-    sampler=dict(type='DefaultSampler', shuffle=False),
+    val_dataloader,
     dataset=dict(
         train_set,
         ann_file='test.txt',

@@ -39,9 +39,7 @@ val_dataloader = dict(
     dataset=dict(train_set, indices=list(range(7, 498, 8)), test_mode=True, pipeline=test_pipeline),
 )
 test_dataloader = dict(
-    batch_size=1,
-    num_workers=2,
-    sampler=dict(type='DefaultSampler', shuffle=False),
+    val_dataloader,
     dataset=dict(
         train_set,
         ann_file='annotations/instances_val.json',
