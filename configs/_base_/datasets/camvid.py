@@ -53,7 +53,7 @@ train_set = dict(
     ignore_index=11,  # void
 )
 train_dataloader = dict(
-    batch_size=8,
+    batch_size=4,
     num_workers=2,
     persistent_workers=True,
     sampler=dict(type='InfiniteSampler', shuffle=True),
