@@ -42,7 +42,7 @@ setup(
     license='Apache-2.0',
     cmdclass={'build_py': BuildWithMim},
     packages=find_packages(include=['mmsgformer', 'mmsgformer.*']),
-    package_data={'mmsgformer.report': ['page.html']},
+    package_data={'mmsgformer.ops': ['*.cpp'], 'mmsgformer.report': ['page.html']},
     python_requires='>=3.10,<3.13',
     # MMEngine is left to the user: listing one of its two distributions would install it over the other.
     install_requires=['torch>=2.1'],

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmsgformer.ops import Linear, attention_with_column_means, dot_product_attention, sorted_runs
+from mmsgformer.ops import attention_with_column_means, dot_product_attention, sorted_runs
 
 WINDOW_SIZE = 7
 
@@ -60,7 +60,7 @@ class LocalEnhancement(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.linear = Linear(dim, dim)
+        self.linear = nn.Linear(dim, dim)
         self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ class Attention(nn.Module):
         self.num_heads = num_heads
         self.attn_drop = attn_drop
         self.lepe = LocalEnhancement(dim)
-        self.proj = Linear(dim, dim)
+        self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
     @property
@@ -110,11 +110,11 @@ class HybridScaleAttention(Attention):
         super().__init__(dim, num_heads, attn_drop, proj_drop)
         self.reduction = reduction
         self.backend = backend
-        self.global_q = Linear(dim, dim // 2)
+        self.global_q = nn.Linear(dim, dim // 2)
         self.reduce = nn.Conv2d(dim, dim, reduction, reduction)
         self.reduce_norm = nn.LayerNorm(dim)
-        self.global_kv = Linear(dim, dim)
-        self.local_qkv = Linear(dim, dim // 2 * 3)
+        self.global_kv = nn.Linear(dim, dim)
+        self.local_qkv = nn.Linear(dim, dim // 2 * 3)
 
     def forward(self, x: Tensor, significance: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x (B, H, W, C) -> output (B, H, W, C), significance (B, H, W) in float32 or better, no gradient."""
@@ -189,9 +189,9 @@ class SelfGuidedAttention(Attention):
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__(dim, num_heads, attn_drop, proj_drop)
-        self.q = Linear(dim, dim)
+        self.q = nn.Linear(dim, dim)
         self.merge = nn.ModuleList(RunMerge(length) for length in run_lengths)
-        self.kv = Linear(dim, 2 * dim)
+        self.kv = nn.Linear(dim, 2 * dim)
 
     def forward(self, x: Tensor, significance: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, H, W, C) and significance (B, H, W) -> output (B, H, W, C) and the same significance."""
@@ -209,7 +209,7 @@ class FullAttention(Attention):
 
     def __init__(self, dim: int, num_heads: int, attn_drop: float = 0.0, proj_drop: float = 0.0) -> None:
         super().__init__(dim, num_heads, attn_drop, proj_drop)
-        self.qkv = Linear(dim, 3 * dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
 
     def forward(self, x: Tensor, significance: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """x (B, H, W, C) -> output (B, H, W, C); the significance is passed on as it came."""

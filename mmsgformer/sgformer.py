@@ -23,7 +23,6 @@ from mmsgformer.attention import (
 )
 from mmsgformer.checkpoint.load import load_backbone
 from mmsgformer.compat import is_autocast_enabled
-from mmsgformer.ops import Linear
 from mmsgformer.ops.attention import check_backend
 from mmsgformer.padding import run_without_padding, tell_image_sizes
 
@@ -177,9 +176,9 @@ class FFN(nn.Module):
     def __init__(self, dim: int, drop: float) -> None:
         super().__init__()
         hidden = MLP_RATIO * dim
-        self.fc1 = Linear(dim, hidden)
+        self.fc1 = nn.Linear(dim, hidden)
         self.conv = DepthwiseConvGELU(hidden)
-        self.fc2 = Linear(hidden, dim)
+        self.fc2 = nn.Linear(hidden, dim)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:

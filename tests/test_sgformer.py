@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mmsgformer import SGFormer
 from mmsgformer.archs import resolve_arch
-from mmsgformer.ops import attention_chunked, linear_cpu
+from mmsgformer.ops import attention_cpu
 from mmsgformer.sgformer import STRIDES, drop_path, sincos_position_embedding
 
 AUTOCAST_TYPES = [
@@ -139,11 +139,11 @@ def test_compiles_without_a_graph_break(small, with_cp):
         assert_close(traced, eager, tolerance.forward if i < len(STRIDES) else tolerance.backward, i)
 
 
-@pytest.mark.parametrize('onednn', [True, False])
-def test_float32_agrees_with_float64(tiny, onednn, monkeypatch):
-    """At a size where float32 takes every quick way on a CPU, with and without oneDNN: maps and gradients."""
-    monkeypatch.setattr(linear_cpu, '_ONEDNN_IS_QUICKER', onednn and torch.backends.mkldnn.is_available())
-    monkeypatch.setattr(attention_chunked, '_CHUNKS_ARE_QUICKER', onednn)
+@pytest.mark.parametrize('kernel', [True, False])
+def test_float32_agrees_with_float64(tiny, kernel, monkeypatch):
+    """Maps and gradients, with the operator in C++ and without it."""
+    if not kernel:
+        monkeypatch.setattr(attention_cpu, 'is_available', lambda: False)
     torch.manual_seed(0)
     model = SGFormer(tiny, drop_path_rate=0.0)
     exact = SGFormer(tiny, drop_path_rate=0.0).double()

@@ -14,7 +14,6 @@ from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision, Mix
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 from mmsgformer import SGFormer
-from mmsgformer.ops import Linear
 from mmsgformer.sgformer import Block, Stage
 
 ARCH = {'embed_dims': (16, 32, 64, 128), 'depths': (2, 2, 2, 1), 'num_heads': (2, 2, 4, 4)}
@@ -23,7 +22,7 @@ UNITS = {
     'whole': set(),
     'blocks': {Block},
     'stages': {Stage},
-    'layers': {Linear, nn.Conv2d, nn.LayerNorm, nn.GroupNorm},
+    'layers': {nn.Linear, nn.Conv2d, nn.LayerNorm, nn.GroupNorm},
 }
 
 

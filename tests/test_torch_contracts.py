@@ -8,7 +8,7 @@ from older_torch import needs_torch
 from torch import Tensor, nn
 
 from mmsgformer import SGFormer
-from mmsgformer.ops import attention_chunked, linear_cpu
+from mmsgformer.ops import attention_cpu
 from mmsgformer.sgformer import DepthwiseConvGELU, bicubic_matrix
 
 SIZE = (64, 75)
@@ -32,11 +32,11 @@ def loss_of(outs: tuple[Tensor, ...]) -> Tensor:
 
 
 @pytest.mark.parametrize('training', [True, False])
-@pytest.mark.parametrize('onednn', [True, False])
-def test_hooks_see_what_modules_return_and_nothing_overwrites_it(model, training, onednn, monkeypatch):
+@pytest.mark.parametrize('kernel', [True, False])
+def test_hooks_see_what_modules_return_and_nothing_overwrites_it(model, training, kernel, monkeypatch):
     """On every submodule: each fires, and what it recorded still has its values after the forward pass."""
-    monkeypatch.setattr(linear_cpu, '_ONEDNN_IS_QUICKER', onednn and torch.backends.mkldnn.is_available())
-    monkeypatch.setattr(attention_chunked, '_CHUNKS_ARE_QUICKER', onednn)
+    if not kernel:
+        monkeypatch.setattr(attention_cpu, 'is_available', lambda: False)
     seen = {}
 
     def record(name: str):
@@ -207,3 +207,12 @@ def test_second_derivatives_elsewhere_say_what_to_do(model):
     with pytest.raises(RuntimeError, match=r"attn_backend='reference'.*sdpa_kernel\(SDPBackend.MATH\)"):
         grad.square().sum().backward()
     assert image.grad is None
+
+
+def test_tools_find_the_linear_layers(model):
+    """Quantisation and adapters look for torch's own class and replace it."""
+    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, torch.qint8)
+    layers = [name for name, module in model.named_modules() if type(module) is nn.Linear]
+    assert len(layers) > 20
+    replaced = {name for name, m in quantised.named_modules() if type(m).__module__.startswith('torch.ao')}
+    assert set(layers) <= replaced

@@ -5,15 +5,12 @@ from mmsgformer.ops.attention import (
     attention_with_column_means_reference,
     dot_product_attention,
 )
-from mmsgformer.ops.linear_cpu import Linear, linear
 from mmsgformer.ops.token_merge import merge_tokens, merge_tokens_reference, sorted_runs
 
 __all__ = [
-    'Linear',
     'attention_with_column_means',
     'attention_with_column_means_reference',
     'dot_product_attention',
-    'linear',
     'merge_tokens',
     'merge_tokens_reference',
     'sorted_runs',

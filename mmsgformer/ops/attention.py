@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmsgformer.compat import HAS_TRITON
-from mmsgformer.ops.attention_chunked import chunked_attention, quicker_than_torch
+from mmsgformer.ops import attention_cpu
+from mmsgformer.ops.attention_chunked import chunked_attention
 
 # A block of queries and one of keys must fit into a GPU's shared memory.
 _MAX_TRITON_HEAD_DIM = 128
@@ -23,8 +24,8 @@ BACKENDS = ('auto', 'reference', 'chunked', 'triton')
 
 
 def dot_product_attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor:
-    """`torch.nn.functional.scaled_dot_product_attention`, on a CPU quicker where there are many queries."""
-    if dropout_p == 0 and quicker_than_torch(q, k):
+    """`torch.nn.functional.scaled_dot_product_attention`, on a CPU by our operator."""
+    if dropout_p == 0 and attention_cpu.fits(q):
         return chunked_attention(q, k, v, None)[0]
     return _torch_attention(q, k, v, None, dropout_p)
 

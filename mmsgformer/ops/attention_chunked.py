@@ -12,25 +12,11 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 from mmsgformer.compat import HAS_FUSED_CPU_ATTENTION, custom_op, register_flop_formula
-from mmsgformer.ops.linear_cpu import amd_family_with_avx512, onednn_linear, onednn_pays
+from mmsgformer.ops import attention_cpu
 
 # Elements of the softmax matrix per chunk: on a CPU as many as stay in its cache.
 _CHUNK_ELEMENTS = {'cpu': 1 << 19}
 _CHUNK_ELEMENTS_ELSEWHERE = 1 << 24
-# With fewer elements per head the calls cost more than they save.
-_MIN_ELEMENTS = 1 << 18
-
-
-# On Zen 4, family 25, torch's fused attention is quicker.
-_CHUNKS_ARE_QUICKER = amd_family_with_avx512() >= 26
-
-
-def quicker_than_torch(q: Tensor, k: Tensor) -> bool:
-    """Whether torch's own attention of q (B, heads, Q, d) to k (B, heads, K, d) is slower than this one.
-
-    It is where there are many queries and oneDNN's products are much quicker than MKL's, which torch's uses.
-    """
-    return _CHUNKS_ARE_QUICKER and q.shape[2] * k.shape[2] >= _MIN_ELEMENTS and onednn_pays(q, k)
 
 
 @custom_op(
@@ -40,7 +26,8 @@ def quicker_than_torch(q: Tensor, k: Tensor) -> bool:
 def chunked_attention(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """softmax(q k^T / sqrt(d)) v, and the column means of the softmax matrix.
 
-    Opaque to torch.compile, which would unroll the loop.
+    On a CPU by the operator in C++ where it can be built, up to float32. Opaque to torch.compile, which would
+    unroll the loop.
 
     Args:
         q: Queries, (B, heads, Q, d), of one type with k and v (B, heads, K, d).
@@ -51,6 +38,8 @@ def chunked_attention(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> 
         queries and keys contribute 0; the log-sum-exp of every query's logits (B, heads, Q). The last two are
         in float32 or better and have no gradient.
     """
+    if attention_cpu.fits(q):
+        return attention_cpu.attend(q, k, v, valid)
     batch, heads, num_queries, head_dim = q.shape
     out = q.new_empty(batch, num_queries, heads, head_dim).transpose(1, 2)  # heads are joined next
     scaled_q, k_per_head, v_per_head = _contiguous_per_head(q, k, v)
@@ -60,7 +49,7 @@ def chunked_attention(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> 
             logits = _logits(scaled_q[images, head, rows], k_per_head[images, head], valid, images)
             weights = logits.softmax(dim=-1)
             lse[images, head, rows] = logits.amax(dim=-1) - weights.amax(dim=-1).log_()
-            out[images, head, rows] = _matmul_transposed(weights, v_per_head[images, head].mT).to(q.dtype)
+            out[images, head, rows] = (weights @ v_per_head[images, head]).to(q.dtype)
             if valid is not None:
                 weights *= valid[images, None, rows, None]
             sums[images] += weights.sum(dim=(1, 2))
@@ -90,20 +79,19 @@ def _chunked_attention_backward(
     """Gradients of q, k and v, of their shapes, contiguous, from that of the output."""
     scaled_q, k_per_head, v_per_head = _contiguous_per_head(q, k, v)
     grad_q = torch.empty_like(scaled_q)
-    # Summed up transposed, as the products come: (B, heads, d, K).
-    grad_k, grad_v = torch.zeros_like(k_per_head.mT), torch.zeros_like(v_per_head.mT)
+    grad_k, grad_v = torch.zeros_like(k_per_head), torch.zeros_like(v_per_head)
     with torch.autocast(q.device.type, enabled=False):
         for images, head, rows in _chunks(q, k):
             logits = _logits(scaled_q[images, head, rows], k_per_head[images, head], valid, images)
             weights = logits.softmax(dim=-1)
             grad = grad_out[images, head, rows].to(weights.dtype).contiguous()
-            grad_v[images, head] += _matmul_transposed(grad.mT, weights.mT)
-            grad_weights = _matmul_transposed(grad, v_per_head[images, head])
+            grad_v[images, head] += weights.mT @ grad
+            grad_weights = grad @ v_per_head[images, head].mT
             grad_logits = torch._softmax_backward_data(grad_weights, weights, -1, weights.dtype)
-            grad_q[images, head, rows] = _matmul_transposed(grad_logits, k_per_head[images, head].mT)
-            grad_k[images, head] += _matmul_transposed(scaled_q[images, head, rows].mT, grad_logits.mT)
+            grad_q[images, head, rows] = grad_logits @ k_per_head[images, head]
+            grad_k[images, head] += grad_logits.mT @ scaled_q[images, head, rows]
     grad_q *= q.shape[-1] ** -0.5
-    return grad_q.to(q.dtype), grad_k.mT.to(q.dtype).contiguous(), grad_v.mT.to(q.dtype).contiguous()
+    return grad_q.to(q.dtype), grad_k.to(q.dtype), grad_v.to(q.dtype)
 
 
 @_chunked_attention_backward.register_fake
@@ -125,7 +113,7 @@ _chunked_attention_backward.register_autograd(_refuse_second_derivative)
 
 def _save(ctx: FunctionCtx, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     on_cpu = inputs[0].device.type == 'cpu'
-    ctx.fused = HAS_FUSED_CPU_ATTENTION and on_cpu and not quicker_than_torch(*inputs[:2])
+    ctx.fused = HAS_FUSED_CPU_ATTENTION and on_cpu
     ctx.save_for_backward(*inputs, *(output[::2] if ctx.fused else ()))
 
 
@@ -169,12 +157,5 @@ def _chunks(q: Tensor, k: Tensor) -> Iterator[tuple[slice, slice, slice]]:
 
 def _logits(queries: Tensor, keys: Tensor, valid: Tensor | None, images: slice) -> Tensor:
     """Of these images and queries, (images, heads, Q, K)."""
-    logits = _matmul_transposed(queries, keys)
+    logits = queries @ keys.mT
     return logits if valid is None else logits.masked_fill_(~valid[images, None, None], -torch.inf)
-
-
-def _matmul_transposed(x: Tensor, y: Tensor) -> Tensor:
-    """x (images, heads, N, c) @ y (images, heads, M, c)^T -> (images, heads, N, M)."""
-    if len(x) == x.shape[1] == 1 and onednn_pays(x, y):
-        return onednn_linear(x[0, 0], y[0, 0])[None, None]
-    return x @ y.mT

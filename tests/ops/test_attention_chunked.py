@@ -10,35 +10,30 @@ from torch.utils.flop_counter import FlopCounterMode
 from mmsgformer.compat import TORCH
 from mmsgformer.ops import (
     attention_chunked,
+    attention_cpu,
     attention_with_column_means_reference,
     dot_product_attention,
-    linear_cpu,
 )
-from mmsgformer.ops.attention_chunked import chunked_attention, quicker_than_torch
+from mmsgformer.ops.attention_chunked import chunked_attention
 
 # Inductor's cache is on by default from torch 2.4 on.
 DISABLED_CACHE = {'force_disable_caches': True} if TORCH >= (2, 4) else {}
 
 
-@pytest.fixture(autouse=True, params=[True, False], ids=['onednn', 'mkl'])
-def onednn(request, monkeypatch):
-    """With both libraries, whatever this CPU is; True where oneDNN is used."""
-    used = request.param and torch.backends.mkldnn.is_available()
-    monkeypatch.setattr(linear_cpu, '_ONEDNN_IS_QUICKER', used)
-    monkeypatch.setattr(attention_chunked, '_CHUNKS_ARE_QUICKER', used)
-    return used
+@pytest.fixture(autouse=True, params=['c++', 'chunks'])
+def way(request, monkeypatch):
+    """With the operator in C++ and without it, as on other devices and where there is no compiler."""
+    if request.param == 'chunks':
+        monkeypatch.setattr(attention_cpu, 'is_available', lambda: False)
+    elif not attention_cpu.is_available():
+        pytest.skip('no compiler for the operator in C++')
+    return request.param
 
 
 def make(batch: int, heads: int, queries: int, keys: int, dim: int) -> list[torch.Tensor]:
     """Queries, keys, values and a probe, in the layout of heads that were split off channels."""
     torch.manual_seed(0)
     return [torch.randn(batch, n, heads, dim).transpose(1, 2) for n in (queries, keys, keys, queries)]
-
-
-@pytest.fixture
-def always_in_chunks(monkeypatch):
-    """However few elements there are: where oneDNN is used the backward pass too."""
-    monkeypatch.setattr(attention_chunked, '_MIN_ELEMENTS', 0)
 
 
 @pytest.mark.parametrize('chunk', [1, 100, 5000, 1 << 19])
@@ -52,7 +47,7 @@ def always_in_chunks(monkeypatch):
     ],
 )
 @pytest.mark.parametrize('scale', [1, 100])
-def test_output_means_and_gradients(size, masked, chunk, scale, always_in_chunks, monkeypatch):
+def test_output_means_and_gradients(size, masked, chunk, scale, monkeypatch):
     """Chunks of one query, of several, of an image and of all; logits of a hundred too."""
     monkeypatch.setattr(attention_chunked, '_CHUNK_ELEMENTS', {'cpu': chunk})
     q, k, v, probe = make(*size)
@@ -69,7 +64,7 @@ def test_output_means_and_gradients(size, masked, chunk, scale, always_in_chunks
         assert_close(ours, exact, scale * OPERATOR[torch.float32].backward)
 
 
-def test_a_gradient_of_any_layout_is_taken(always_in_chunks):
+def test_a_gradient_of_any_layout_is_taken():
     q, k, v, _ = make(1, 2, 20, 10, 8)
     for probe in (torch.ones(1).expand(1, 2, 20, 8), torch.randn(1, 2, 8, 20).transpose(2, 3)):
         leaves = [t.clone().requires_grad_() for t in (q, k, v)]
@@ -79,14 +74,14 @@ def test_a_gradient_of_any_layout_is_taken(always_in_chunks):
             assert_close(a, b, OPERATOR[torch.float32].backward)
 
 
-def test_it_is_used_where_it_pays(onednn):
-    small, large = make(1, 1, 64, 64, 8), make(1, 1, 1024, 512, 8)
-    assert not quicker_than_torch(*small[:2])
-    assert quicker_than_torch(*large[:2]) == onednn
-    assert not quicker_than_torch(*(t.double() for t in large[:2]))
-    out = dot_product_attention(*large[:3])
-    exact, _ = attention_with_column_means_reference(*(t.double() for t in large[:3]))
-    assert_close(out, exact, OPERATOR[torch.float32].forward)
+@pytest.mark.parametrize(
+    'size', [(1, 1, 1, 1, 1), (2, 3, 5, 33, 7), (1, 2, 1000, 70, 40), (3, 1, 20, 2000, 32)]
+)
+def test_attention_alone(size):
+    """One key; sizes that no tile divides; blocks of several tiles and of one; more keys than fit a block."""
+    q, k, v, _ = make(*size)
+    exact, _ = attention_with_column_means_reference(*(t.double() for t in (q, k, v)))
+    assert_close(dot_product_attention(q, k, v), exact, OPERATOR[torch.float32].forward)
 
 
 @needs_torch(2, 4, 'check of custom operators')
@@ -100,7 +95,7 @@ def test_it_is_an_operator_that_torch_can_trust(masked):
 @pytest.mark.parametrize('layout', ['split heads', 'contiguous', 'every other channel'])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize('masked', [False, True])
-def test_what_compilers_are_told_of_its_layout_is_true(layout, dtype, masked, always_in_chunks):
+def test_what_compilers_are_told_of_its_layout_is_true(layout, dtype, masked):
     """Fake outputs have the real ones' shapes, strides and types, forward and backward."""
     tensors = [t.to(dtype) for t in make(2, 3, 10, 10, 8)]
     if layout == 'contiguous':
@@ -120,7 +115,7 @@ def test_what_compilers_are_told_of_its_layout_is_true(layout, dtype, masked, al
             assert (fake.shape, fake.stride(), fake.dtype) == (real.shape, real.stride(), real.dtype)
 
 
-def test_inductor_trains_through_it(always_in_chunks):
+def test_inductor_trains_through_it():
     """Compiled code checks the strides that it was promised."""
     q, k, v, probe = make(1, 2, 20, 20, 8)
     results = []

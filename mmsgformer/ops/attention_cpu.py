@@ -1,0 +1,85 @@
+"""The operator in C++ for attention and its column means on CPUs: compiled once, for the machine at hand."""
+
+import functools
+import logging
+import os
+import platform
+import re
+import shutil
+import tempfile
+import zlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_SOURCE = Path(__file__).with_suffix('.cpp')
+_FLAGS = ['-O3', '-march=native', '-fno-math-errno', '-fno-trapping-math']
+_TYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def fits(q: Tensor) -> bool:
+    """Whether queries are what the operator is for."""
+    return q.device.type == 'cpu' and q.dtype in _TYPES and is_available()
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """What `chunked_attention` says, by the operator."""
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    return torch.ops.mmsgformer.attention_cpu(q, k, v, valid if valid is None else valid.contiguous())
+
+
+@functools.cache
+def is_available() -> bool:
+    """Whether the operator is there. Compiles it (half a minute) where that was not done yet.
+
+    `MMSGFORMER_CPU_KERNEL=0` in the environment goes without it.
+    """
+    if os.environ.get('MMSGFORMER_CPU_KERNEL') == '0':
+        return False
+    library = library_path()
+    try:
+        if library.exists():
+            torch.ops.load_library(library)
+        else:
+            _build(library)
+    except (ImportError, OSError, RuntimeError) as error:
+        log = logging.getLogger(__name__)
+        log.warning('attention is slower here, its operator in C++ cannot be built: %s', _first_line(error))
+        return False
+    return True
+
+
+def library_path() -> Path:
+    """Where the compiled operator is kept: it fits one torch, one processor and one source."""
+    try:
+        processor = re.search(r'^(flags|Features)\s*:.*', Path('/proc/cpuinfo').read_text(), re.M)[0]
+    except (OSError, TypeError):  # not Linux
+        processor = platform.processor()
+    fits_for = f'{torch.__version__} {platform.machine()} {processor} {_FLAGS} {_SOURCE.read_text()}'
+    cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
+    return cache / 'mmsgformer' / f'attention_cpu-{zlib.crc32(fits_for.encode()):08x}.so'
+
+
+def _build(library: Path) -> None:
+    """Compile and load the operator, and keep it; several processes may do so at once."""
+    from torch.utils.cpp_extension import load
+
+    log = logging.getLogger(__name__)
+    log.warning('compiling the attention for this CPU, once: about half a minute')
+    with tempfile.TemporaryDirectory() as folder:
+        load(
+            'attention_cpu',
+            [str(_SOURCE)],
+            extra_cflags=_FLAGS,
+            build_directory=folder,
+            is_python_module=False,
+        )
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=library.parent, delete=False) as part:
+            shutil.copyfileobj((Path(folder) / 'attention_cpu.so').open('rb'), part)
+        os.replace(part.name, library)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split('\n')[0]
