@@ -20,12 +20,14 @@ from mmsgformer.ops.attention_chunked import chunked_attention
 _MAX_TRITON_HEAD_DIM = 128
 # Images or windows: CUDA's grids end there, and torch's attention does not cut them (pytorch/pytorch#142228).
 _MAX_CUDA_BATCH = 65535
+# With fewer keys torch's attention, which makes no means, is as quick on a CPU.
+_MIN_KEYS = 128
 BACKENDS = ('auto', 'reference', 'chunked', 'triton')
 
 
 def dot_product_attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor:
     """`torch.nn.functional.scaled_dot_product_attention`, on a CPU by our operator."""
-    if dropout_p == 0 and attention_cpu.fits(q):
+    if dropout_p == 0 and k.shape[2] >= _MIN_KEYS and attention_cpu.fits(q):
         return chunked_attention(q, k, v, None)[0]
     return _torch_attention(q, k, v, None, dropout_p)
 

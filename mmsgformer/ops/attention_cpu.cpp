@@ -21,6 +21,7 @@ constexpr int64_t kTile = 2 * kLanes;        // keys, or channels, in a tile
 constexpr int64_t kBlockElements = 1 << 15;  // of the softmax matrix at a time
 constexpr int64_t kMaxBlockRows = 192;
 constexpr int64_t kMaxPieces = 16;  // of a head's queries; their sums are added in one order, whatever the threads
+constexpr int64_t kMinPiece = 64;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 typedef float Vector __attribute__((vector_size(kLanes * sizeof(float)), aligned(4)));
@@ -31,15 +32,15 @@ inline void store(float* p, Vector x) { *reinterpret_cast<Vector*>(p) = x; }
 inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 inline float largest_of(Vector x) {
-  float largest = x[0];
-  for (int64_t i = 1; i < kLanes; ++i) largest = std::max(largest, x[i]);
-  return largest;
+  for (int64_t half = kLanes / 2; half; half /= 2)
+    for (int64_t i = 0; i < half; ++i) x[i] = std::max(x[i], x[i + half]);
+  return x[0];
 }
 
 inline float sum_of(Vector x) {
-  float sum = 0;
-  for (int64_t i = 0; i < kLanes; ++i) sum += x[i];
-  return sum;
+  for (int64_t half = kLanes / 2; half; half /= 2)
+    for (int64_t i = 0; i < half; ++i) x[i] += x[i + half];
+  return x[0];
 }
 
 // exp(x) for x <= 0, to a unit in the last place: 2^n times a polynomial; 0 below the smallest normal number.
@@ -58,35 +59,26 @@ inline Vector exp_of_negative(Vector x) {
   return x > -87.f ? reinterpret_cast<const Vector&>(bits) : Vector{};
 }
 
-// out (M, kTile) = a (M, n) times b (n, kTile).
-template <int64_t M>
-inline void multiply_tile(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t n, float* out,
-                          int64_t out_stride) {
-  Vector sums[M][2] = {};
-  for (int64_t i = 0; i < n; ++i) {
-    const Vector b0 = load(b + i * b_stride), b1 = load(b + i * b_stride + kLanes);
-#pragma GCC unroll 16
-    for (int64_t m = 0; m < M; ++m) {
-      const Vector x = Vector{} + a[m * a_stride + i];
-      sums[m][0] += x * b0;
-      sums[m][1] += x * b1;
-    }
-  }
-#pragma GCC unroll 16
-  for (int64_t m = 0; m < M; ++m) {
-    store(out + m * out_stride, sums[m][0]);
-    store(out + m * out_stride + kLanes, sums[m][1]);
-  }
-}
-
-// The same for any number of rows.
+// out (rows, kTile) = a (rows, n) times b (n, kTile), where kRows divides the rows.
 void multiply(int64_t rows, const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t n, float* out,
               int64_t out_stride) {
-  int64_t m = 0;
-  for (; m + kRows <= rows; m += kRows)
-    multiply_tile<kRows>(a + m * a_stride, a_stride, b, b_stride, n, out + m * out_stride, out_stride);
-  for (; m < rows; ++m)
-    multiply_tile<1>(a + m * a_stride, a_stride, b, b_stride, n, out + m * out_stride, out_stride);
+  for (int64_t first = 0; first < rows; first += kRows) {
+    Vector sums[kRows][2] = {};
+    for (int64_t i = 0; i < n; ++i) {
+      const Vector b0 = load(b + i * b_stride), b1 = load(b + i * b_stride + kLanes);
+#pragma GCC unroll 16
+      for (int64_t m = 0; m < kRows; ++m) {
+        const Vector x = Vector{} + a[(first + m) * a_stride + i];
+        sums[m][0] += x * b0;
+        sums[m][1] += x * b1;
+      }
+    }
+#pragma GCC unroll 16
+    for (int64_t m = 0; m < kRows; ++m) {
+      store(out + (first + m) * out_stride, sums[m][0]);
+      store(out + (first + m) * out_stride + kLanes, sums[m][1]);
+    }
+  }
 }
 
 // Softmax of one row of logits in place, not yet divided by its sum: returns the largest logit and the sum.
@@ -125,7 +117,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attend(const at::Tensor& q, const
   const int64_t batch = q.size(0), heads = q.size(1), num_queries = q.size(2), d = q.size(3), num_keys = k.size(2);
   const int64_t padded = round_up(num_keys, kTile), width = round_up(d, kTile);
   const int64_t block = std::clamp(kBlockElements / padded / kRows * kRows, kRows, kMaxBlockRows);
-  const int64_t piece = round_up((num_queries + kMaxPieces - 1) / kMaxPieces, kRows);
+  const int64_t piece = std::max(round_up((num_queries + kMaxPieces - 1) / kMaxPieces, kRows), kMinPiece);
   const int64_t pieces = (num_queries + piece - 1) / piece;
   const float scale = 1.f / std::sqrt(float(d));
   const auto floats = q.options().dtype(at::kFloat);
@@ -139,13 +131,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attend(const at::Tensor& q, const
   float *const lse_data = lse.data_ptr<float>(), *const sums_data = sums.data_ptr<float>();
   float *const keys_data = packed_keys.data_ptr<float>(), *const values_data = packed_values.data_ptr<float>();
   const T *const q_data = q.data_ptr<T>(), *const k_data = k.data_ptr<T>(), *const v_data = v.data_ptr<T>();
+  const int64_t q_stride = q.stride(2), k_stride = k.stride(2), v_stride = v.stride(2), out_stride = out.stride(2);
   const auto of_head = [heads](const at::Tensor& x, int64_t head) {  // where a head of an image starts
     return head / heads * x.stride(0) + head % heads * x.stride(1);
   };
 
   at::parallel_for(0, batch * heads, 1, [&](int64_t begin, int64_t end) {
     for (int64_t head = begin; head < end; ++head)
-      pack(k_data + of_head(k, head), k.stride(2), v_data + of_head(v, head), v.stride(2), num_keys, d, width,
+      pack(k_data + of_head(k, head), k_stride, v_data + of_head(v, head), v_stride, num_keys, d, width,
            keys_data + head * padded * d, values_data + head * padded * width);
   });
 
@@ -159,12 +152,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attend(const at::Tensor& q, const
       const bool* const is_real = valid ? valid + image * num_keys : nullptr;
       const int64_t stop = std::min(num_queries, (item % pieces + 1) * piece);
       for (int64_t start = item % pieces * piece; start < stop; start += block) {
-        const int64_t rows = std::min(block, stop - start);
+        const int64_t rows = std::min(block, stop - start), whole_rows = round_up(rows, kRows);
         for (int64_t m = 0; m < rows; ++m)
           for (int64_t c = 0; c < d; ++c)
-            queries[m * d + c] = float(head_queries[(start + m) * q.stride(2) + c]) * scale;
+            queries[m * d + c] = float(head_queries[(start + m) * q_stride + c]) * scale;
         for (int64_t j = 0; j < padded; j += kTile)
-          multiply(rows, queries.data(), d, keys_data + head * padded * d + j * d, kTile, d, weights.data() + j,
+          multiply(whole_rows, queries.data(), d, keys_data + head * padded * d + j * d, kTile, d, weights.data() + j,
                    padded);
         for (int64_t m = 0; m < rows; ++m) {
           float* const row = weights.data() + m * padded;
@@ -176,11 +169,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attend(const at::Tensor& q, const
           lse_data[head * num_queries + start + m] = largest + std::log(sum);
         }
         for (int64_t c = 0; c < width; c += kTile)
-          multiply(rows, weights.data(), padded, values_data + head * padded * width + c, width, padded,
+          multiply(whole_rows, weights.data(), padded, values_data + head * padded * width + c, width, num_keys,
                    result.data() + c, width);
         for (int64_t m = 0; m < rows; ++m) {
           for (int64_t c = 0; c < d; ++c)
-            head_out[(start + m) * out.stride(2) + c] = T(result[m * width + c] * factors[m]);
+            head_out[(start + m) * out_stride + c] = T(result[m * width + c] * factors[m]);
           if (is_real && !is_real[start + m]) factors[m] = 0.f;  // padding pays no attention
         }
         for (int64_t j = 0; j < padded; j += kLanes) {

@@ -65,6 +65,9 @@ def _build(library: Path) -> None:
     """Compile and load the operator, and keep it; several processes may do so at once."""
     from torch.utils.cpp_extension import load
 
+    compiler = os.environ.get('CXX', 'c++')  # as torch finds it
+    if not shutil.which(compiler):
+        raise FileNotFoundError(f'no C++ compiler, {compiler} is not there')
     log = logging.getLogger(__name__)
     log.warning('compiling the attention for this CPU, once: about half a minute')
     with tempfile.TemporaryDirectory() as folder:
