@@ -3,8 +3,9 @@
     python tools/study.py configs/studies/camvid.yml --data-root data/camvid
 
 docs/study.md has the protocol and the format of the file. Every run is a process of tools/train.py and, at
-its backbone's best learning rate, of tools/test.py. Finished runs are skipped, and those that were
-interrupted go on where they were. Ctrl-C ends the runs too. Writes results.csv, results.md and results.png.
+its backbone's best learning rate, of tools/test.py and tools/test_corruptions.py. Finished runs are skipped,
+and those that were interrupted go on where they were. Ctrl-C ends the runs too. Writes results.csv,
+results.md and results.png.
 """
 
 import argparse
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         study = read_study(args.study)
-    except (FileNotFoundError, ValueError) as error:
+    except (FileNotFoundError, ImportError, ValueError) as error:
         parser.error(str(error))
     if args.data_root:
         study = study._replace(data_root=args.data_root)

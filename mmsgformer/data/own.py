@@ -21,7 +21,7 @@ _FITTING = {
 }
 # What is evaluated where a split is missing; a run that trains has been given a validation split.
 _INSTEAD = {'train': SPLITS, 'val': ('val', 'test'), 'test': ('test', 'val')}
-_KEPT = ('pipeline', 'filter_cfg', 'test_mode', 'indices')  # of a data set: not what and where the data are
+_KEPT = ('pipeline', 'filter_cfg', 'test_mode')  # of a data set: not what and where the data are
 
 
 def use_data(cfg: Config, found: Found) -> None:

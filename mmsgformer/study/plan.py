@@ -1,7 +1,7 @@
 """A study's YAML file, and which runs are to be started, given those that are finished."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from types import MappingProxyType
@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import yaml
 
+from mmsgformer.data.corrupt import corruption_names
 from mmsgformer.data.paths import expanded
 
 
@@ -26,7 +27,7 @@ class Run(NamedTuple):
 
 
 class Job(NamedTuple):
-    """One process: 'train' or 'test'."""
+    """One process: 'train', 'test' or 'corrupt', which tests under corruption."""
 
     run: Run
     task: str
@@ -46,6 +47,9 @@ class Study(NamedTuple):
         pretrained: Folder of another study with the same backbones; a run starts from the backbone that has
             its name and seed there. None: from scratch.
         options: Overrides of every config, for training and test, as of `--cfg-options`.
+        corruptions: Names of `imagecorruptions`; the tested checkpoints are tested again with each, at
+            severities 1 to 5.
+        corrupt_every: On every how manyth test image.
         slots: How many runs at once. On a machine with GPUs, one has one GPU.
         threads: Of each run, on a CPU.
     """
@@ -59,6 +63,8 @@ class Study(NamedTuple):
     ablations: Mapping[str, str] = MappingProxyType({})
     pretrained: str | None = None
     options: Mapping[str, object] = MappingProxyType({})
+    corruptions: Sequence[str] = ()
+    corrupt_every: int = 1
     slots: int = 1
     threads: int = 1
 
@@ -78,6 +84,7 @@ def read_study(path: Path) -> Study:
 
     Raises:
         FileNotFoundError: The file, or a config that it names, does not exist.
+        ImportError: There are `corruptions`, and their package is not installed.
         ValueError: An entry is missing, unknown or out of range.
     """
     entries = yaml.safe_load(path.read_text())
@@ -99,8 +106,12 @@ def read_study(path: Path) -> Study:
             raise ValueError(f'{path}: {key} must be different numbers (1.0e-3, not 1e-3), got {values}')
     if not 1 <= study.search_seeds <= len(study.seeds):
         raise ValueError(f'{path}: search_seeds must be 1 to {len(study.seeds)}, got {study.search_seeds}')
-    if study.slots < 1 or study.threads < 1:
-        raise ValueError(f'{path}: slots and threads must be 1 or more')
+    for key in ('slots', 'threads', 'corrupt_every'):
+        if getattr(study, key) < 1:
+            raise ValueError(f'{path}: {key} must be 1 or more')
+    known = corruption_names('all') if study.corruptions else []
+    if unknown := set(study.corruptions).difference(known):
+        raise ValueError(f'{path}: unknown corruptions {sorted(unknown)}; there are {known}')
     if both := set(study.backbones) & set(study.ablations):
         raise ValueError(f'{path}: {sorted(both)} are both backbones and ablations')
     for name, config in study.configs.items():
@@ -147,15 +158,20 @@ def known_runs(study: Study, held_out: Mapping[Run, float]) -> list[Run]:
     return list(dict.fromkeys([*search, *final_runs(study, held_out)]))
 
 
-def next_jobs(study: Study, held_out: Mapping[Run, float], tested: Collection[Run]) -> list[Job]:
+def next_jobs(
+    study: Study, held_out: Mapping[Run, float], tested: Collection[Run], corrupted: Collection[Run]
+) -> list[Job]:
     """The jobs that can be started, most urgent first.
 
     Args:
         study: The study.
         held_out: The metric on the held-out slice of every run that is trained.
         tested: The runs that are tested.
+        corrupted: Those that are tested under corruption too.
     """
-    final = final_runs(study, held_out)
-    tests = [Job(run, 'test') for run in final if run in held_out and run not in tested]
+    final = [run for run in final_runs(study, held_out) if run in held_out]
+    tests = [Job(run, 'test') for run in final if run not in tested]
+    if study.corruptions:
+        tests += [Job(run, 'corrupt') for run in final if run in tested and run not in corrupted]
     trainings = [Job(run, 'train') for run in known_runs(study, held_out) if run not in held_out]
     return tests + trainings

@@ -26,6 +26,7 @@ class Summary(NamedTuple):
         difference: Of the means, to the reference.
         interval: 95 % bootstrap interval of that difference, where both have several runs.
         beats: Probability that a run of it beats a run of the reference.
+        corrupted: Mean under corruption, and what part that is of the clean images', where it was tested so.
     """
 
     backbone: str
@@ -36,6 +37,7 @@ class Summary(NamedTuple):
     difference: float | None
     interval: tuple[float, float] | None
     beats: float | None
+    corrupted: tuple[float, float] | None
     seconds: float
 
 
@@ -57,7 +59,8 @@ def summarise(rows: Sequence[Mapping], metric: str, reference: str) -> list[Summ
     """One summary per backbone that has tested runs, in the order of the rows.
 
     Args:
-        rows: `backbone`, `learning_rate`, `seconds` and the metric of each tested run.
+        rows: `backbone`, `learning_rate`, `seconds` and the metric of each tested run, and of those tested
+            under corruption `corrupted/clean` and `corrupted/mean`.
         metric: The column.
         reference: The backbone that the others are compared with; it has no difference to itself.
     """
@@ -68,6 +71,9 @@ def summarise(rows: Sequence[Mapping], metric: str, reference: str) -> list[Summ
     summaries = []
     for backbone, group in groups.items():
         values = [row[metric] for row in group]
+        again = [row for row in group if 'corrupted/mean' in row]
+        corrupted = float(np.mean([row['corrupted/mean'] for row in again])) if again else 0.0
+        clean = float(np.mean([row['corrupted/clean'] for row in again])) if again else 0.0
         compared = backbone != reference and bool(of_reference)
         repeated = min(len(values), len(of_reference)) > 1
         summaries.append(
@@ -80,6 +86,7 @@ def summarise(rows: Sequence[Mapping], metric: str, reference: str) -> list[Summ
                 difference=float(np.mean(values) - np.mean(of_reference)) if compared else None,
                 interval=bootstrap_difference(values, of_reference) if compared and repeated else None,
                 beats=probability_of_beating(values, of_reference) if compared else None,
+                corrupted=(corrupted, corrupted / clean) if clean else None,
                 seconds=float(np.mean([row['seconds'] for row in group])),
             )
         )
@@ -88,22 +95,25 @@ def summarise(rows: Sequence[Mapping], metric: str, reference: str) -> list[Summ
 
 def to_markdown(summaries: Sequence[Summary], metric: str, reference: str, digits: int) -> str:
     """The summaries as a table."""
+    robust = any(s.corrupted for s in summaries)
     lines = [
         f'| backbone | learning rate | runs | {metric} | difference to {reference} (95 %) '
-        f'| beats {reference} | training, min |',
-        '|---|---:|---:|---:|---:|---:|---:|',
+        f'| beats {reference} ' + ('| corrupted | of clean ' if robust else '') + '| training, min |',
+        '|---|' + '---:|' * (8 if robust else 6),
     ]
     for s in summaries:
         spread = '' if s.std is None else f' ± {s.std:.{digits}f}'
-        difference = beats = ''
+        difference = beats = corrupted = ''
         if s.difference is not None:
             difference = f'{s.difference:+.{digits}f}'
             if s.interval is not None:
                 difference += ' ({:+.{digits}f} to {:+.{digits}f})'.format(*s.interval, digits=digits)
             beats = f'{s.beats:.2f}'
+        if robust:
+            corrupted = f'| {s.corrupted[0]:.{digits}f} | {s.corrupted[1]:.0%} ' if s.corrupted else '| | '
         lines.append(
             f'| {s.backbone} | {s.learning_rate:g} | {s.runs} | {s.mean:.{digits}f}{spread} '
-            f'| {difference} | {beats} | {s.seconds / 60:.1f} |'
+            f'| {difference} | {beats} {corrupted}| {s.seconds / 60:.1f} |'
         )
     return '\n'.join(lines) + '\n'
 

@@ -1,7 +1,8 @@
-"""Running a study: processes of tools/train.py and tools/test.py in slots, and the files that they leave.
+"""Running a study: processes of tools/train.py, tools/test.py and tools/test_corruptions.py in slots.
 
 What is finished is what the folder says, and nothing else is remembered: a run has `trained.json` when its
-training came to the end and `tested.json` after its test. So a study that was killed goes on.
+training came to the end, `tested.json` after its test and `corrupted.json` after that under corruption. So a
+study that was killed goes on.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
 import mmengine
@@ -29,12 +31,21 @@ from mmsgformer.study.results import draw, summarise, to_markdown, write_csv
 TOOLS = Path(__file__).parents[2] / 'tools'
 if not (TOOLS / 'train.py').is_file():
     TOOLS = Path(__file__).parents[1] / '.mim' / 'tools'
+CORRUPTED = 'corrupt/metrics.json'
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_TO_END = 20
 
 
 class StudyError(Exception):
     """A study cannot go on; says why and what to do."""
+
+
+class Finished(NamedTuple):
+    """The metric of the runs: on the held-out slice, on the test split, and there under corruption."""
+
+    held_out: dict[Run, float]
+    tested: dict[Run, float]
+    corrupted: dict[Run, float]
 
 
 class Process(NamedTuple):
@@ -55,16 +66,16 @@ def run_study(study: Study, folder: Path) -> list[Job]:
     with Live(refresh_per_second=2) as live:
         try:
             while True:
-                held_out, tested = _finished(study, folder)
+                finished = _finished(study, folder)
                 waiting = [
                     job
-                    for job in next_jobs(study, held_out, tested)
+                    for job in next_jobs(study, *finished)
                     if job not in failed and job not in [process.job for process in running.values()]
                 ]
                 free = [slot for slot in range(study.slots) if slot not in running]
                 for slot, job in zip(free, waiting, strict=False):
                     running[slot] = Process(job, _start(study, folder, job, slot))
-                live.update(_progress(study, folder, held_out, tested, running, failed))
+                live.update(_progress(study, folder, finished, running, failed))
                 if not running:
                     return failed
                 time.sleep(SECONDS_BETWEEN_LOOKS)
@@ -96,6 +107,8 @@ def _start(study: Study, folder: Path, job: Job, slot: int) -> subprocess.Popen:
             'or end it'
         ) from error
     environment = {**os.environ, 'OMP_NUM_THREADS': str(study.threads)}
+    if job.task == 'corrupt':
+        (work_dir / CORRUPTED).unlink(missing_ok=True)  # of one that was interrupted
     if gpus := torch.cuda.device_count():
         visible = os.environ.get('CUDA_VISIBLE_DEVICES', ','.join(map(str, range(gpus)))).split(',')
         environment['CUDA_VISIBLE_DEVICES'] = visible[slot % gpus]
@@ -124,8 +137,11 @@ def command(study: Study, folder: Path, job: Job) -> list[str]:
             }
         arguments = ['train.py', config, '--work-dir', str(work_dir), '--resume']
     else:
-        checkpoint = latest_checkpoint(work_dir)
-        arguments = ['test.py', config, str(checkpoint), '--work-dir', str(work_dir / 'test')]
+        tool = {'test': 'test.py', 'corrupt': 'test_corruptions.py'}[job.task]
+        arguments = [tool, config, latest_checkpoint(work_dir), '--work-dir', str(work_dir / job.task)]
+        if job.task == 'corrupt':
+            arguments += ['--corruptions', *study.corruptions, '--every', str(study.corrupt_every)]
+            arguments += ['--out', str(work_dir / CORRUPTED)]
     arguments += ['--data-root', study.data_root, '--cfg-options']
     arguments += [f'{key}={value}' for key, value in options.items()]
     return [sys.executable, str(TOOLS / arguments[0]), *arguments[1:]]
@@ -178,6 +194,10 @@ def _note(study: Study, folder: Path, job: Job, peak: float) -> None:
     if job.task == 'test':
         newest = max(path for path in (work_dir / 'test').glob('*/*.json') if path.stem == path.parent.name)
         found = json.loads(newest.read_text())
+    elif job.task == 'corrupt':
+        results = json.loads((work_dir / CORRUPTED).read_text())
+        found = {condition: values[study.metric] for condition, values in results.items()}
+        found['mean'] = fmean(value for condition, value in found.items() if condition != 'clean')
     else:
         found = training_record(work_dir, study.metric)
         found.setdefault('memory_mb', round(peak))
@@ -251,32 +271,36 @@ def _read(folder: Path, run: Run, task: str) -> dict | None:
     return json.loads(file.read_text()) if file.exists() else None
 
 
-def _finished(study: Study, folder: Path) -> tuple[dict[Run, float], dict[Run, float]]:
-    """The metric of all trained runs on the held-out slice, and of all tested ones on the test split."""
-    held_out, tested = {}, {}
+def _finished(study: Study, folder: Path) -> Finished:
+    """What the folder has of every run that there may be."""
+    finished = Finished({}, {}, {})
     rates = study.learning_rates
     for run in (Run(name, rate, seed) for name in study.configs for rate in rates for seed in study.seeds):
         if (trained := _read(folder, run, 'train')) is not None:
-            held_out[run] = trained['held_out'][study.metric]
+            finished.held_out[run] = trained['held_out'][study.metric]
         if (test := _read(folder, run, 'test')) is not None:
-            tested[run] = test[study.metric]
-    return held_out, tested
+            finished.tested[run] = test[study.metric]
+        if (corrupted := _read(folder, run, 'corrupt')) is not None:
+            finished.corrupted[run] = corrupted['mean']
+    return finished
 
 
 def result_rows(study: Study, folder: Path) -> list[dict]:
     """One row for each trained run: what it was, and every number that came out."""
     rows = []
-    held_out, _ = _finished(study, folder)
+    held_out = _finished(study, folder).held_out
     for run in known_runs(study, held_out):
         if run not in held_out:
             continue
         trained = _read(folder, run, 'train')
         test = _read(folder, run, 'test') or {}
+        corrupted = _read(folder, run, 'corrupt') or {}
         rows.append(
             {
                 **run._asdict(),
                 **{f'held_out/{key}': value for key, value in trained.pop('held_out').items()},
                 **{f'test/{key}': v for key, v in test.items() if key not in ('time', 'data_time')},
+                **{f'corrupted/{key}': value for key, value in corrupted.items()},
                 **trained,
             }
         )
@@ -287,7 +311,7 @@ def write_results(study: Study, folder: Path) -> None:
     """results.csv, results.md and results.png, of what is finished so far."""
     rows, metric = result_rows(study, folder), f'test/{study.metric}'
     write_csv(rows, folder / 'results.csv')
-    final = final_runs(study, _finished(study, folder)[0])
+    final = final_runs(study, _finished(study, folder).held_out)
     tested = [r for r in rows if metric in r and Run(r['backbone'], r['learning_rate'], r['seed']) in final]
     if tested:
         digits = 3 if all(abs(row[metric]) <= 1 for row in tested) else 1
@@ -299,8 +323,7 @@ def write_results(study: Study, folder: Path) -> None:
 def _progress(
     study: Study,
     folder: Path,
-    held_out: Mapping[Run, float],
-    tested: Mapping[Run, float],
+    finished: Finished,
     running: Mapping[int, Process],
     failed: list[Job],
 ) -> Table:
@@ -308,6 +331,10 @@ def _progress(
     table = Table('backbone', 'learning rate', 'seed', 'state', title=str(folder))
     table.add_column(f'held-out {study.metric}', justify='right')
     table.add_column(f'test {study.metric}', justify='right')
+    if study.corruptions:
+        table.add_column('corrupted', justify='right')
+    held_out, tested, corrupted = finished
+    columns = finished if study.corruptions else (held_out, tested)
     active = {process.job.run: process.job.task for process in running.values()}
     final = final_runs(study, held_out)
     for run in known_runs(study, held_out):
@@ -318,13 +345,13 @@ def _progress(
                 state += f', iteration {step}'
         elif wrong := [job.task for job in failed if job.run == run]:
             state = f'{wrong[0]} failed, see {run.folder}/{wrong[0]}.log'
-        elif run in tested:
+        elif run in tested and (run in corrupted or not study.corruptions):
             state = 'done'
         elif run in held_out:
             lost = best_learning_rate(study, run.backbone, held_out) and run not in final
-            state = 'done, another rate is better' if lost else 'trained'
+            state = 'done, another rate is better' if lost else 'tested' if run in tested else 'trained'
         else:
             state = 'waiting'
-        numbers = (f'{found[run]:.4g}' if run in found else '' for found in (held_out, tested))
+        numbers = (f'{found[run]:.4g}' if run in found else '' for found in columns)
         table.add_row(run.backbone, f'{run.learning_rate:g}', str(run.seed), state, *numbers)
     return table

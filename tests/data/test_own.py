@@ -289,6 +289,15 @@ def test_weights_of_classes_are_the_users_to_give(shapes, tmp_path):
     assert problem.file == 'model.decode_head.loss_decode.class_weight'
 
 
+@pytest.mark.parametrize('config', sorted((CONFIGS / 'camvid').glob('*-t_*.py')), ids=lambda p: p.stem)
+def test_a_selection_of_the_configs_own_images_is_not_made_of_others(config, shapes, tmp_path):
+    """The study's configs hold images out by their places in the list."""
+    assert Config.fromfile(config).val_dataloader.dataset.indices
+    layouts.label_maps(shapes, tmp_path / 'data')
+    cfg, found = set_up(config, tmp_path / 'data', tmp_path / 'out')
+    assert len(DATASETS.build(cfg.val_dataloader.dataset)) == len(found.splits['val'].files)
+
+
 @pytest.mark.parametrize('config', [SEGMENTER, CLASSIFIER])
 def test_data_for_another_task(config, shapes, tmp_path):
     layouts.voc(shapes, tmp_path / 'data')

@@ -18,14 +18,18 @@ STUDY = Study(
 def test_a_whole_study_runs_everything_once():
     """From nothing to the end, one job at a time: the search, all seeds at the best rate, their tests."""
     scores = {('A', 0.1): 60, ('A', 0.2): 70, ('B', 0.1): 50, ('B', 0.2): 40, ('A-random', 0.2): 65}
-    held_out, tested, started = {}, [], []
-    while jobs := next_jobs(STUDY, held_out, tested):
+    study = STUDY._replace(corruptions=['fog'])
+    held_out, tested, corrupted, started = {}, [], [], []
+    while jobs := next_jobs(study, held_out, tested, corrupted):
         job = jobs[0]
         started.append(job)
         if job.task == 'train':
             held_out[job.run] = scores[job.run[:2]] + job.run.seed
-        else:
+        elif job.task == 'test':
             tested.append(job.run)
+        else:
+            assert job.run in tested
+            corrupted.append(job.run)
     assert len(set(started)) == len(started)
     best = {'A': 0.2, 'B': 0.1, 'A-random': 0.2}
     finals = {Run(name, rate, seed) for name, rate in best.items() for seed in STUDY.seeds}
@@ -33,16 +37,22 @@ def test_a_whole_study_runs_everything_once():
         Run('A', 0.1, 0),
         Run('B', 0.2, 0),
     }
-    assert sorted(tested) == sorted(finals)
+    assert sorted(tested) == sorted(corrupted) == sorted(finals)
+
+
+def test_without_corruptions_a_tested_run_is_done():
+    held_out = {Run(name, rate, seed): rate for name in 'AB' for rate in (0.1, 0.2) for seed in STUDY.seeds}
+    held_out |= {Run('A-random', 0.2, seed): 1.0 for seed in STUDY.seeds}
+    assert next_jobs(STUDY, held_out, final_runs(STUDY, held_out), []) == []
 
 
 def test_nothing_is_tested_before_its_learning_rate_is_chosen():
     """The test split is not looked at for the runs of the search that lose."""
     held_out = {Run('A', 0.1, 0): 60.0}
     assert final_runs(STUDY, held_out) == []
-    assert {job.task for job in next_jobs(STUDY, held_out, [])} == {'train'}
+    assert {job.task for job in next_jobs(STUDY, held_out, [], [])} == {'train'}
     held_out[Run('A', 0.2, 0)] = 50.0
-    assert next_jobs(STUDY, held_out, [])[0] == Job(Run('A', 0.1, 0), 'test')
+    assert next_jobs(STUDY, held_out, [], [])[0] == Job(Run('A', 0.1, 0), 'test')
 
 
 def test_learning_rates_are_compared_by_their_means_and_ties_go_to_the_first():
@@ -83,7 +93,8 @@ def test_a_study_is_read(write, monkeypatch):
         ({'seeds': [1, 1]}, 'seeds must be different numbers'),
         ({'learning_rates': ['1e-3']}, r'learning_rates must be different numbers \(1.0e-3, not 1e-3\)'),
         ({'search_seeds': 3}, 'search_seeds must be 1 to 2, got 3'),
-        ({'slots': 0}, 'slots and threads must be 1 or more'),
+        ({'slots': 0}, 'slots must be 1 or more'),
+        ({'corruptions': ['fog', 'haze']}, r"unknown corruptions \['haze'\]; there are"),
         ({'backbones': {'A/B': 'a.py'}}, "'A/B' names a folder"),
         ({'ablations': {'A': 'a.py'}}, r"\['A'\] are both backbones and ablations"),
     ],

@@ -73,6 +73,19 @@ def test_the_table_has_every_number():
     assert low < summaries[1].difference < high
 
 
+def test_what_was_tested_under_corruption_has_two_columns_more():
+    found = list(rows())
+    for row in found:
+        if row['backbone'] == 'ours':
+            row |= {'corrupted/mean': row['mIoU'] / 2, 'corrupted/clean': row['mIoU']}
+    table = to_markdown(summarise(found, 'mIoU', 'ours'), 'mIoU', 'ours', digits=1)
+    header, _, ours, *_, single = table.splitlines()
+    assert header.endswith('| corrupted | of clean | training, min |')
+    assert ours.endswith('| 31.1 | 50% | 1.5 |')
+    assert single.endswith('| 0.00 | | | 1.5 |')
+    assert len({line.count('|') for line in (header, ours, single)}) == 1
+
+
 def test_without_the_references_runs_nothing_is_compared():
     summaries = summarise([row for row in rows() if row['backbone'] != 'ours'], 'mIoU', 'ours')
     assert [(s.backbone, s.difference) for s in summaries] == [('theirs', None), ('single', None)]
