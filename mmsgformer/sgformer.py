@@ -14,23 +14,17 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mmsgformer import mixers
 from mmsgformer.archs import NUM_STAGES, resolve_arch
-from mmsgformer.attention import (
-    FullAttention,
-    HybridScaleAttention,
-    SelfGuidedAttention,
-    conv_channels_last,
-)
+from mmsgformer.attention import conv_channels_last
 from mmsgformer.checkpoint.load import load_backbone
 from mmsgformer.compat import is_autocast_enabled
+from mmsgformer.mixers.registry import as_config
 from mmsgformer.ops import Linear
 from mmsgformer.ops.attention import check_backend
 from mmsgformer.padding import run_without_padding, tell_image_sizes
 
 STRIDES = (4, 8, 16, 32)
-# Merge ratio r of the hybrid-scale blocks and run lengths g of the self-guided blocks, stages 1-3.
-REDUCTIONS = (8, 4, 2)
-RUN_LENGTHS = ((196, 56, 28), (49, 14, 7), (2, 1))
 MLP_RATIO = 4
 MIN_SIZE = STRIDES[-1]
 
@@ -190,17 +184,17 @@ class FFN(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block that carries the significance map along.
 
-    `forward(x (B, H, W, C), significance (B, H, W) or None)` returns both, as the attention does. With
+    `forward(x (B, H, W, C), significance (B, H, W) or None)` returns both, as its mixer `attn` does. With
     `recompute_ffn` the hidden maps of the FFN, more than half of what training would keep, are not kept.
     """
 
     def __init__(
-        self, dim: int, attention: nn.Module, drop: float, drop_path_rate: float, recompute_ffn: bool
+        self, dim: int, mixer: nn.Module, drop: float, drop_path_rate: float, recompute_ffn: bool
     ) -> None:
         super().__init__()
         self.recompute_ffn = recompute_ffn
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = attention
+        self.attn = mixer
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.ffn = FFN(dim, drop)
         self.drop_path = DropPath(drop_path_rate)
@@ -219,10 +213,7 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """Downsampling (none in stage 1, whose stem did it), blocks and the norm that ends the stage.
-
-    In stages 1-3 even blocks make the significance map and odd blocks use the map of the block before.
-    """
+    """Downsampling (none in stage 1, whose stem did it), blocks and the norm that ends the stage."""
 
     def __init__(
         self,
@@ -232,23 +223,14 @@ class Stage(nn.Module):
         num_heads: int,
         drop_path_rates: Sequence[float],
         drop: float,
-        attn_drop: float,
         with_cp: bool,
-        attn_backend: str,
+        mixer: dict,
     ) -> None:
         super().__init__()
         self.with_cp = with_cp
         self.downsample = Downsample(in_dim, dim) if index > 0 else nn.Identity()
-
-        def attention(block: int) -> nn.Module:
-            if index == NUM_STAGES - 1:
-                return FullAttention(dim, num_heads, attn_drop, drop)
-            if block % 2 == 0:
-                return HybridScaleAttention(dim, num_heads, REDUCTIONS[index], attn_drop, drop, attn_backend)
-            return SelfGuidedAttention(dim, num_heads, RUN_LENGTHS[index], attn_drop, drop)
-
         self.blocks = nn.ModuleList(
-            Block(dim, attention(j), drop, rate, recompute_ffn=not with_cp)
+            Block(dim, mixers.build(mixer, dim, num_heads, index, j), drop, rate, recompute_ffn=not with_cp)
             for j, rate in enumerate(drop_path_rates)
         )
         self.norm = nn.LayerNorm(dim, eps=1e-6)
@@ -293,6 +275,9 @@ class SGFormer(BaseModule):
             it has alone, continued into the padding by their last row and column. For the backbone of a
             detector or segmenter, whose data samples say what is padding (`mmsgformer.padding`). Images of
             different sizes run one after another.
+        mixer: What mixes the tokens in every block: a name of `mmsgformer.mixers.MIXERS` or a dict with that
+            as `type` and the mixer's own arguments (docs/mixers.md). By default the paper's attentions;
+            `attn_backend` is theirs alone.
         init_cfg: MMEngine's initialisation config. dict(type='Pretrained', checkpoint=PATH) loads what
             `mmsgformer.checkpoint.load_backbone` can: the official files as they are, and the backbone of
             any checkpoint trained here, completely or not at all; `partial=True` takes what fits. Without
@@ -317,6 +302,7 @@ class SGFormer(BaseModule):
         with_cp: bool = False,
         attn_backend: str = 'auto',
         ignore_padding: bool = False,
+        mixer: str | dict = 'sgformer',
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
@@ -333,6 +319,7 @@ class SGFormer(BaseModule):
             if not isinstance(rate, (int, float)) or not 0.0 <= rate < 1.0:
                 raise ValueError(f'{name}_rate must be in [0, 1), got {rate!r}')
         check_backend(attn_backend)
+        self.mixer = _mixer_config(mixer, attn_drop_rate, drop_rate, attn_backend)
         self.ignore_padding = ignore_padding
         self.image_sizes: dict[torch.Size, list[tuple[int, int]]] = {}
         if ignore_padding:
@@ -353,9 +340,8 @@ class SGFormer(BaseModule):
                 num_heads=self.num_heads[i],
                 drop_path_rates=rates[sum(self.depths[:i]) : sum(self.depths[: i + 1])],
                 drop=drop_rate,
-                attn_drop=attn_drop_rate,
                 with_cp=with_cp,
-                attn_backend=attn_backend,
+                mixer=self.mixer,
             )
             for i in range(NUM_STAGES)
         )
@@ -473,6 +459,14 @@ def _init_layer(module: nn.Module) -> None:
         return  # norms start at 1 and 0
     if module.bias is not None:
         nn.init.zeros_(module.bias)
+
+
+def _mixer_config(mixer: str | dict, attn_drop: float, proj_drop: float, backend: str) -> dict:
+    """The mixer with what the backbone's own arguments say about it, where they say anything."""
+    given = {'attn_drop': attn_drop, 'proj_drop': proj_drop}
+    if backend != 'auto':
+        given['backend'] = backend
+    return {**{key: value for key, value in given.items() if value}, **as_config(mixer)}
 
 
 def _check_image_size(size: int | Sequence[int]) -> tuple[int, int]:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from mmsgformer.attention import HybridScaleAttention
+from mmsgformer.mixers.sgformer import RUN_LENGTHS
 from mmsgformer.ops.token_merge import part_bounds
-from mmsgformer.sgformer import MIN_SIZE, RUN_LENGTHS, STRIDES, SGFormer
+from mmsgformer.sgformer import MIN_SIZE, STRIDES, SGFormer
 
 
 class SignificanceMap(NamedTuple):
