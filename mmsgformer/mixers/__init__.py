@@ -8,7 +8,11 @@ import importlib
 from torch import Tensor
 
 # Importing a file registers its mixer.
-import mmsgformer.mixers.sgformer  # noqa: F401
+import mmsgformer.mixers.agent
+import mmsgformer.mixers.biformer
+import mmsgformer.mixers.hornet
+import mmsgformer.mixers.sgformer
+import mmsgformer.mixers.svit  # noqa: F401
 from mmsgformer.mixers.registry import MIXERS, build
 
 __all__ = ['MIXERS', 'build', 'from_official']
