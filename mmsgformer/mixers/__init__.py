@@ -8,7 +8,12 @@ import importlib
 from torch import Tensor
 
 # Importing a file registers its mixer.
-import mmsgformer.mixers.sgformer  # noqa: F401
+import mmsgformer.mixers.davit
+import mmsgformer.mixers.flow
+import mmsgformer.mixers.maxvit
+import mmsgformer.mixers.neighborhood
+import mmsgformer.mixers.sgformer
+import mmsgformer.mixers.swin  # noqa: F401
 from mmsgformer.mixers.registry import MIXERS, build
 
 __all__ = ['MIXERS', 'build', 'from_official']
