@@ -5,7 +5,6 @@ docs/method.md describes every part and where it comes from.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +17,10 @@ from mmsgformer import mixers
 from mmsgformer.archs import NUM_STAGES, resolve_arch
 from mmsgformer.attention import conv_channels_last
 from mmsgformer.checkpoint.load import load_backbone
-from mmsgformer.compat import is_autocast_enabled
 from mmsgformer.mixers.registry import as_config
 from mmsgformer.ops import Linear
 from mmsgformer.ops.attention import check_backend
+from mmsgformer.ops.autocast import at_least_float32, autocasts, without_autocast
 from mmsgformer.padding import run_without_padding, tell_image_sizes
 
 STRIDES = (4, 8, 16, 32)
@@ -73,11 +72,6 @@ def bicubic_matrix(size: int, new_size: int, like: Tensor) -> Tensor:
     """
     places = torch.eye(size, dtype=like.dtype, device=like.device)[None, None]
     return F.interpolate(places, size=(new_size, size), mode='bicubic', align_corners=False)[0, 0]
-
-
-def autocasts(x: Tensor) -> bool:
-    """Whether autocast is on for a tensor's device; the meta device has none."""
-    return x.device.type != 'meta' and is_autocast_enabled(x.device.type)
 
 
 def recompute(function: Callable[..., Tensor], *inputs: Tensor, uses_random: bool = False) -> Tensor:
@@ -384,8 +378,8 @@ class SGFormer(BaseModule):
         grid = self.pos_embed.unflatten(1, self.pretrain_grid)[0]
         if (height, width) == self.pretrain_grid:
             return grid[None]
-        with torch.autocast(grid.device.type, enabled=False) if autocasts(grid) else nullcontext():
-            grid = grid.to(torch.float64 if grid.dtype == torch.float64 else torch.float32)
+        with without_autocast(grid):
+            grid = at_least_float32(grid)
             to_rows = bicubic_matrix(self.pretrain_grid[0], height, grid)
             to_columns = bicubic_matrix(self.pretrain_grid[1], width, grid)
             grid = torch.tensordot(to_rows, grid, dims=1)  # (height, grid columns, C)

@@ -10,9 +10,14 @@ from torch import Tensor
 # Importing a file registers its mixer.
 import mmsgformer.mixers.agent
 import mmsgformer.mixers.biformer
+import mmsgformer.mixers.davit
+import mmsgformer.mixers.flow
 import mmsgformer.mixers.hornet
+import mmsgformer.mixers.maxvit
+import mmsgformer.mixers.neighborhood
 import mmsgformer.mixers.sgformer
-import mmsgformer.mixers.svit  # noqa: F401
+import mmsgformer.mixers.svit
+import mmsgformer.mixers.swin  # noqa: F401
 from mmsgformer.mixers.registry import MIXERS, build
 
 __all__ = ['MIXERS', 'build', 'from_official']

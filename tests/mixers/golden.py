@@ -80,7 +80,7 @@ def _check_parameter_gradients(
 ) -> None:
     """Every official parameter's gradient by its norm and by its product with fixed random numbers.
 
-    A mapping of names that is linear carries a tangent v to ours, and <gradient, v> is the same on both sides.
+    A linear mapping of names carries a tangent v to ours, and <gradient, v> is the same on both sides.
     """
     checks, grads = meta['checks'][size], {n: p.grad for n, p in module.named_parameters()}
     dots = checks['parameter_grad_dot_normal']
