@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmsgformer.ops.autocast import at_least_float32
+
 EPSILON = 1e-6  # the official counter of layers starts here
 
 
@@ -28,8 +30,7 @@ def diversification_loss(attention: Iterable[Tensor]) -> Tensor:
 
 def _alike(weights: Tensor) -> Tensor:
     """Attention (B, heads, N, N) -> every query's cosine to the mean, (B, N)."""
-    weights = weights.float() if weights.dtype != torch.float64 else weights
-    weights = weights.mean(dim=1)
+    weights = at_least_float32(weights).mean(dim=1)
     threshold = 2 / weights.shape[-1]
     mean = F.threshold(weights.mean(dim=1, keepdim=True), threshold, 0.0)
     return F.cosine_similarity(mean, F.threshold(weights, threshold, 0.0), dim=-1)

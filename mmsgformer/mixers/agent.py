@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mmsgformer.attention import conv_channels_last, join_heads, split_heads
 from mmsgformer.mixers.base import QKVMixer
 from mmsgformer.mixers.registry import MIXERS
+from mmsgformer.ops.autocast import without_autocast
 
 AGENTS = (9, 16, 49, 49)
 WINDOWS = (56, 28, 14, 7)
@@ -60,9 +61,10 @@ class AgentAttention(QKVMixer):
         agents, tokens, keys, values = (
             split_heads(t, self.num_heads) for t in (agents, *(t.flatten(1, 2) for t in (q, k, v)))
         )
-        to_tokens = self._bias(self.an_bias, self.ah_bias, self.aw_bias, x.shape[1:3])
         columns, rows = (t.movedim(-1, 2) for t in (self.ha_bias, self.wa_bias))
-        to_agents = self._bias(self.na_bias, columns, rows, x.shape[1:3]).mT
+        with without_autocast(x):
+            to_tokens = self._bias(self.an_bias, self.ah_bias, self.aw_bias, x.shape[1:3])
+            to_agents = self._bias(self.na_bias, columns, rows, x.shape[1:3]).mT
         p = self.dropout_p
         gathered = F.scaled_dot_product_attention(agents, keys, values, to_tokens.to(q.dtype), p)
         out = F.scaled_dot_product_attention(tokens, agents, gathered, to_agents.to(q.dtype), p)

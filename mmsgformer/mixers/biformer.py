@@ -14,6 +14,7 @@ from mmsgformer.mixers.base import QKVMixer
 from mmsgformer.mixers.regions import from_regions, to_regions
 from mmsgformer.mixers.registry import MIXERS
 from mmsgformer.ops import Linear
+from mmsgformer.ops.autocast import without_autocast
 
 FULL = -2  # the official sign for attention to all tokens
 TOP_K = (1, 4, 16, FULL)
@@ -92,9 +93,11 @@ def route(q: Tensor, k: Tensor, tokens: Tensor, topk: int) -> Tensor:
     Zero-padded regions q, k (B, R, T, C) and their numbers of `tokens` (1, R, 1) -> indices (B, R, topk) in
     the batch's B * R regions; fewer than `topk` if there are fewer.
     """
-    q, k = (t.sum(2) / tokens for t in (q, k))
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    q, k = (t.sum(2, dtype=dtype) / tokens for t in (q, k))
     B, R, _ = k.shape
-    chosen = (q @ k.mT).topk(min(topk, R)).indices
+    with without_autocast(q):
+        chosen = (q @ k.mT).topk(min(topk, R)).indices
     return chosen + R * torch.arange(B, device=k.device).view(-1, 1, 1)
 
 
