@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule, PretrainedInit
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from mmsgformer import mixers
@@ -18,6 +19,7 @@ from mmsgformer.archs import NUM_STAGES, resolve_arch
 from mmsgformer.attention import conv_channels_last
 from mmsgformer.checkpoint.load import load_backbone
 from mmsgformer.mixers.registry import as_config
+from mmsgformer.mixers.tap import TokenAwarePooling
 from mmsgformer.ops import Linear
 from mmsgformer.ops.attention import check_backend
 from mmsgformer.ops.autocast import at_least_float32, autocasts, without_autocast
@@ -179,14 +181,22 @@ class Block(nn.Module):
     """Pre-norm transformer block that carries the significance map along.
 
     `forward(x (B, H, W, C), significance (B, H, W) or None)` returns both, as its mixer `attn` does. With
-    `recompute_ffn` the hidden maps of the FFN, more than half of what training would keep, are not kept.
+    `recompute_ffn` the hidden maps of the FFN, more than half of what training would keep, are not kept. With
+    `tap` the mixer's branch, not the shortcut, begins with token-aware pooling.
     """
 
     def __init__(
-        self, dim: int, mixer: nn.Module, drop: float, drop_path_rate: float, recompute_ffn: bool
+        self,
+        dim: int,
+        mixer: nn.Module,
+        drop: float,
+        drop_path_rate: float,
+        recompute_ffn: bool,
+        tap: bool = False,
     ) -> None:
         super().__init__()
         self.recompute_ffn = recompute_ffn
+        self.tap = TokenAwarePooling(dim) if tap else nn.Identity()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = mixer
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
@@ -194,7 +204,7 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: Tensor, significance: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        attended, significance = self.attn(self.norm1(x), significance)
+        attended, significance = self.attn(self.norm1(self.tap(x)), significance)
         x = x + self.drop_path(attended)
         if self.recompute_ffn:
             fed = recompute(self._feed_forward, x, uses_random=self.ffn.drop.p > 0)
@@ -223,8 +233,10 @@ class Stage(nn.Module):
         super().__init__()
         self.with_cp = with_cp
         self.downsample = Downsample(in_dim, dim) if index > 0 else nn.Identity()
+        mixer = dict(mixer)
+        tap = mixer.pop('tap', False)
         self.blocks = nn.ModuleList(
-            Block(dim, mixers.build(mixer, dim, num_heads, index, j), drop, rate, recompute_ffn=not with_cp)
+            Block(dim, mixers.build(mixer, dim, num_heads, index, j), drop, rate, not with_cp, tap)
             for j, rate in enumerate(drop_path_rates)
         )
         self.norm = nn.LayerNorm(dim, eps=1e-6)
@@ -261,7 +273,8 @@ class SGFormer(BaseModule):
         frozen_stages: -1: train everything. 0: freeze the stem and the position embedding; k in 1..4:
             the first k stages too. As in mmdet.
         norm_eval: Keep norm layers in eval mode. SG-Former's norms keep no running statistics, so this
-            changes no result; it is here because configs of other backbones set it.
+            changes no result; it is here because configs of other backbones set it. Token-aware pooling has a
+            BatchNorm, whose statistics it freezes.
         with_cp: Gradient checkpointing of every block: less memory, a second forward in the backward.
         attn_backend: How the attention that makes the significance is computed: 'auto', 'reference',
             'chunked' or 'triton' (`mmsgformer.ops.attention_with_column_means`). Results are the same.
@@ -271,7 +284,7 @@ class SGFormer(BaseModule):
             different sizes run one after another.
         mixer: What mixes the tokens in every block: a name of `mmsgformer.mixers.MIXERS` or a dict with that
             as `type` and the mixer's own arguments (docs/mixers.md). By default the paper's attentions;
-            `attn_backend` is theirs alone.
+            `attn_backend` is theirs alone. `tap=True` in the dict puts token-aware pooling before any mixer.
         init_cfg: MMEngine's initialisation config. dict(type='Pretrained', checkpoint=PATH) loads what
             `mmsgformer.checkpoint.load_backbone` can: the official files as they are, and the backbone of
             any checkpoint trained here, completely or not at all; `partial=True` takes what fits. Without
@@ -426,7 +439,7 @@ class SGFormer(BaseModule):
             module.eval()
         if self.norm_eval:
             for module in self.modules():
-                if isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
+                if isinstance(module, (nn.LayerNorm, nn.GroupNorm, _BatchNorm)):
                     module.eval()
         return self
 

@@ -8,11 +8,15 @@ import importlib
 from torch import Tensor
 
 # Importing a file registers its mixer.
+import mmsgformer.mixers.agent
+import mmsgformer.mixers.biformer
 import mmsgformer.mixers.davit
 import mmsgformer.mixers.flow
+import mmsgformer.mixers.hornet
 import mmsgformer.mixers.maxvit
 import mmsgformer.mixers.neighborhood
 import mmsgformer.mixers.sgformer
+import mmsgformer.mixers.svit
 import mmsgformer.mixers.swin  # noqa: F401
 from mmsgformer.mixers.registry import MIXERS, build
 

@@ -1,0 +1,21 @@
+"""HorNet's gated convolution: the official module's numbers, and its limits."""
+
+from functools import partial
+
+import pytest
+from mixers.golden import check
+
+from mmsgformer import mixers
+
+
+@pytest.mark.parametrize(
+    ('case', 'stage'), [('hornet_gnconv2', 0), ('hornet_gnconv3', 1), ('hornet_gnconv5', 3)]
+)
+def test_agrees_with_the_official_module(case, stage):
+    """Of the order that the stage brings."""
+    check(case, mixers.build('hornet', 16, 2, stage), partial(mixers.from_official, 'hornet'))
+
+
+def test_channels_that_cannot_be_halved_are_refused():
+    with pytest.raises(ValueError, match='order 4 needs a multiple of 8 channels, got 12'):
+        mixers.build('hornet', 12, 2, stage=2)
