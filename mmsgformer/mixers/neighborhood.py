@@ -196,13 +196,17 @@ def _of_block(dilation: int | str | Sequence, stage: int, block: int) -> int | N
     """The dilation of this block; None is what fits into the map."""
     if dilation == 'auto':
         return None if block % 2 else 1
-    if isinstance(dilation, Sequence) and dilation and isinstance(dilation[0], Sequence):
-        dilation = dilation[stage] if stage < len(dilation) else ()
-    if isinstance(dilation, Sequence) and dilation:
-        dilation = dilation[block % len(dilation)]
-    if not isinstance(dilation, int) or dilation < 1:
-        raise ValueError(f"dilation must be a positive integer, a list of them, or 'auto', got {dilation!r}")
-    return dilation
+    chosen = dilation
+    if isinstance(chosen, (list, tuple)) and all(isinstance(part, (list, tuple)) for part in chosen):
+        chosen = chosen[stage] if stage < len(chosen) else None
+    if isinstance(chosen, (list, tuple)):
+        chosen = chosen[block % len(chosen)] if chosen else None
+    if not isinstance(chosen, int) or chosen < 1:
+        raise ValueError(
+            "dilation must be 'auto', a positive integer, a list of them, or such a list for each stage, "
+            f'got {dilation!r}'
+        )
+    return chosen
 
 
 def from_official(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
