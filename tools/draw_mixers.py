@@ -109,7 +109,7 @@ def draw(name: str, path: Path) -> None:
         ax.set(xticks=[], yticks=[])
         for size, color in ((9, 'white'), (7, 'black')):
             ax.plot(*QUERY[::-1], 's', markersize=size, markerfacecolor='none', markeredgecolor=color)
-    figure.colorbar(picture, ax=axes[-1], label='how much it depends')
+    figure.colorbar(picture, ax=axes[-1], label='relative influence')
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=80)
     plt.close(figure)
