@@ -58,9 +58,8 @@ class AgentAttention(QKVMixer):
         """x (B, H, W, C) -> output (B, H, W, C); the significance is passed on as it came."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, H, W, C)
         agents = resample(q.movedim(-1, 1), (self.agent_shape,) * 2, F.adaptive_avg_pool1d).flatten(2).mT
-        agents, tokens, keys, values = (
-            split_heads(t, self.num_heads) for t in (agents, *(t.flatten(1, 2) for t in (q, k, v)))
-        )
+        flat = (agents, *(t.flatten(1, 2) for t in (q, k, v)))
+        agents, tokens, keys, values = (split_heads(t, self.num_heads) for t in flat)
         columns, rows = (t.movedim(-1, 2) for t in (self.ha_bias, self.wa_bias))
         with without_autocast(x):
             to_tokens = self._bias(self.an_bias, self.ah_bias, self.aw_bias, x.shape[1:3])
@@ -95,10 +94,12 @@ def resample(maps: Tensor, size: tuple[int, int], along: Callable[[Tensor, int],
 
     As two products: on a GPU the gradients of torch's pooling and interpolation are not deterministic.
     """
-    eyes = (torch.eye(side, dtype=maps.dtype, device=maps.device)[None] for side in maps.shape[2:])
-    rows, columns = (
-        along(eye, to)[0] for eye, to in zip(eyes, size, strict=True)
-    )  # (H, size[0]), (W, size[1])
+
+    def matrix(old: int, new: int) -> Tensor:
+        lines = torch.eye(old, dtype=torch.promote_types(maps.dtype, torch.float32), device=maps.device)
+        return along(lines[None], new)[0].to(maps.dtype)  # (old, new)
+
+    rows, columns = map(matrix, maps.shape[2:], size)
     return rows.mT @ (maps @ columns)
 
 
