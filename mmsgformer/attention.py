@@ -55,9 +55,10 @@ def from_windows(windows: Tensor, size: int, height: int, width: int) -> Tensor:
     return x[:, :height, :width]
 
 
-def softmax_weights(q: Tensor, k: Tensor) -> Tensor:
+def softmax_weights(q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
     """The attention itself: q, k (B, heads, N, d) -> (B, heads, N, N), whose rows add up to 1."""
-    return (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
+    logits = q @ k.mT * q.shape[-1] ** -0.5
+    return (logits if bias is None else logits + bias).softmax(-1)
 
 
 class LocalEnhancement(nn.Module):

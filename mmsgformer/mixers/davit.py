@@ -20,7 +20,7 @@ def dual_attention(
     proj_drop: float = 0.0,
     mask_padding: bool = True,
 ) -> nn.Module:
-    """`WindowAttention` in even blocks, `ChannelAttention` in odd ones.
+    """Windows without any position in even blocks, `ChannelAttention` in odd ones.
 
     Args:
         dim: Channels C, a multiple of `num_heads`.
@@ -34,15 +34,7 @@ def dual_attention(
     """
     if block % 2:
         return ChannelAttention(dim, num_heads, attn_drop, proj_drop)
-    return WindowAttention(dim, num_heads, window_size, attn_drop, proj_drop, mask_padding)
-
-
-class WindowAttention(GroupMixer):
-    """Attention within windows, without any position."""
-
-    def forward(self, x: Tensor, significance: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """x (B, H, W, C) -> output (B, H, W, C); the significance is passed on as it came."""
-        return self.attend(x), significance
+    return GroupMixer(dim, num_heads, window_size, attn_drop, proj_drop, mask_padding)
 
 
 class ChannelAttention(QKVMixer):

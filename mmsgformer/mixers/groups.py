@@ -1,11 +1,16 @@
 """Attention within groups of tokens, and the two ways to group a map: windows, and grids spread over it."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from mmsgformer.attention import from_windows, join_heads, pad_to_multiple, split_heads, to_windows
+from mmsgformer.attention import (
+    from_windows,
+    join_heads,
+    pad_to_multiple,
+    softmax_weights,
+    split_heads,
+    to_windows,
+)
 from mmsgformer.mixers.base import QKVMixer
 from mmsgformer.ops import dot_product_attention
 
@@ -36,12 +41,17 @@ def attend_in_groups(
 
 
 class GroupMixer(QKVMixer):
-    """Attention within groups of `size` x `size` tokens, from a map of any size.
+    """Attention within groups of `size` x `size` tokens, windows if a subclass says nothing else, of any map.
 
     The map is padded at the right and bottom. Padded tokens are hidden from all, unless `mask_padding` is
     False: then, as in most official codes, they take part with the biases of the linear layer as keys and
     values.
     """
+
+    # The partition and its inverse, and by how many tokens the padded map is rolled up and left before it.
+    to_groups = staticmethod(to_windows)
+    from_groups = staticmethod(from_windows)
+    shift = 0
 
     def __init__(
         self, dim: int, num_heads: int, size: int, attn_drop: float, proj_drop: float, mask_padding: bool
@@ -50,39 +60,42 @@ class GroupMixer(QKVMixer):
         self.size = size
         self.mask_padding = mask_padding
 
-    def attend(
-        self,
-        x: Tensor,
-        bias: Tensor | None = None,
-        to_groups: Callable[[Tensor, int], Tensor] = to_windows,
-        from_groups: Callable[[Tensor, int, int, int], Tensor] = from_windows,
-        shift: int = 0,
-    ) -> Tensor:
-        """Attend within the groups that a partition makes of the map.
+    def bias(self, height: int, width: int) -> Tensor | None:
+        """What is added to the logits of a padded map of this size, (groups or 1, heads or 1, n, n)."""
 
-        Args:
-            x: The map (B, H, W, C).
-            bias: Added to the logits, (G or 1, heads or 1, n, n).
-            to_groups: Partition, as `to_windows`.
-            from_groups: Its inverse.
-            shift: The padded map is rolled by this many tokens up and left before the partition.
-        """
+    def forward(self, x: Tensor, significance: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """x (B, H, W, C) -> output (B, H, W, C); the significance is passed on as it came."""
         H, W = x.shape[1:3]
         padded = pad_to_multiple(x, self.size)
         height, width = padded.shape[1:3]
+        bias = self.bias(height, width)
         if self.mask_padding and (height, width) != (H, W):
-            real = pad_to_multiple(x.new_ones(1, H, W, 1, dtype=torch.bool), self.size)
-            real = to_groups(real.roll((-shift, -shift), (1, 2)), self.size)  # (G, n, 1)
-            hidden = torch.zeros_like(real, dtype=x.dtype).masked_fill(~real, -torch.inf).mT[:, None]
+            real = self._grouped(pad_to_multiple(x.new_ones(1, H, W, 1, dtype=torch.bool), self.size))
+            hidden = torch.zeros_like(real, dtype=x.dtype).masked_fill(~real, -torch.inf)  # (G, n, 1)
+            hidden = hidden.mT[:, None]  # (G, 1, 1, n)
             bias = hidden if bias is None else bias + hidden
-        if shift:
-            padded = padded.roll((-shift, -shift), (1, 2))
-        q, k, v = to_groups(self.qkv(padded), self.size).chunk(3, dim=-1)
+        q, k, v = self._grouped(self.qkv(padded)).chunk(3, dim=-1)
         out = attend_in_groups(q, k, v, self.num_heads, bias, self.dropout_p)
-        out = from_groups(out, self.size, height, width)
-        if shift:
-            out = out.roll((shift, shift), (1, 2))
-        return self.project(out[:, :H, :W])
+        out = _rolled(self.from_groups(out, self.size, height, width), self.shift)
+        return self.project(out[:, :H, :W]), significance
+
+    def attention_weights(self, x: Tensor) -> Tensor:
+        """The softmax of the groups of x (B, H, W, C), cut to whole groups: (B * G, heads, n, n)."""
+        height, width = (side // self.size * self.size for side in x.shape[1:3])
+        q, k, _ = self._grouped(self.qkv(x[:, :height, :width])).chunk(3, dim=-1)
+        bias = self.bias(height, width)
+        if bias is not None and len(bias) > 1:
+            bias = bias.repeat(len(x), 1, 1, 1)
+        return softmax_weights(*(split_heads(t, self.num_heads) for t in (q, k)), bias)
+
+    def _grouped(self, x: Tensor) -> Tensor:
+        """A padded map (B, H, W, C) -> (B * G, n, C)."""
+        return self.to_groups(_rolled(x, -self.shift), self.size)
+
+
+def _rolled(x: Tensor, shift: int) -> Tensor:
+    """A map (B, H, W, C) rolled down and to the right."""
+    return x.roll((shift, shift), (1, 2)) if shift else x
 
 
 def offset_index(size: int) -> Tensor:

@@ -50,15 +50,15 @@ class BlockGridAttention(GroupMixer):
         mask_padding: bool = True,
     ) -> None:
         super().__init__(dim, num_heads, window_size, attn_drop, proj_drop, mask_padding)
-        self.partition = (to_grid, from_grid) if block % 2 else ()
+        if block % 2:
+            self.to_groups, self.from_groups = to_grid, from_grid
         self.bias_table = nn.Parameter(torch.empty(num_heads, 2 * window_size - 1, 2 * window_size - 1))
         nn.init.trunc_normal_(self.bias_table, std=0.02)
         self.register_buffer('index', offset_index(window_size), persistent=False)  # key - query
 
-    def forward(self, x: Tensor, significance: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """x (B, H, W, C) -> output (B, H, W, C); the significance is passed on as it came."""
-        bias = self.bias_table.flatten(1)[:, self.index][None]
-        return self.attend(x, bias, *self.partition), significance
+    def bias(self, height: int, width: int) -> Tensor:
+        """By relative position, (1, heads, n, n)."""
+        return self.bias_table.flatten(1)[:, self.index][None]
 
 
 def from_official(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

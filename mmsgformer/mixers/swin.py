@@ -42,25 +42,20 @@ class ShiftedWindowAttention(GroupMixer):
         nn.init.trunc_normal_(self.bias_table, std=0.02)
         self.register_buffer('index', offset_index(window_size).T, persistent=False)  # query - key
 
-    def forward(self, x: Tensor, significance: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """x (B, H, W, C) -> output (B, H, W, C); the significance is passed on as it came."""
+    def bias(self, height: int, width: int) -> Tensor:
+        """By relative position; -100 where the shift brought tokens from opposite sides together."""
         bias = self.bias_table[self.index].permute(2, 0, 1)[None]  # (1, heads, M * M, M * M)
-        if self.shift:
-            bias = bias + self._foreign(*x.shape[1:3], like=bias)
-        return self.attend(x, bias, shift=self.shift), significance
+        if not self.shift:
+            return bias
 
-    def _foreign(self, height: int, width: int, like: Tensor) -> Tensor:
-        """-100 where rolling brought tokens from opposite sides into a window, (windows, 1, M * M, M * M)."""
+        def wrapped(length: int) -> Tensor:
+            """Whether each place came from the other side, (windows of this axis, M)."""
+            return (torch.arange(length, device=bias.device) >= length - self.shift).view(-1, self.size)
 
-        def part(length: int) -> Tensor:
-            """In which window row, and on which side of the seam, each padded coordinate is, (rows, M)."""
-            places = torch.arange(-(-length // self.size) * self.size, device=like.device)
-            return (places >= len(places) - self.shift).view(-1, self.size)
-
-        rows, columns = part(height), part(width)
-        sides = rows[:, None, :, None] * 2 + columns[None, :, None, :]  # (rows, columns, M, M)
-        sides = sides.reshape(-1, self.size**2)
-        return like.new_zeros(()).masked_fill(sides[:, None] != sides[:, :, None], FOREIGN)[:, None]
+        rows, columns = wrapped(height), wrapped(width)
+        side = 2 * rows[:, None, :, None] + columns[None, :, None, :]  # (windows, windows, M, M)
+        side = side.reshape(-1, 1, self.size**2)
+        return bias + bias.new_zeros(()).masked_fill(side[..., None] != side[:, :, None], FOREIGN)
 
 
 def from_official(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

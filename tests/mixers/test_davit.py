@@ -11,7 +11,7 @@ from tolerances import assert_close
 from torch import Tensor
 
 from mmsgformer import mixers
-from mmsgformer.mixers.davit import WindowAttention
+from mmsgformer.mixers.groups import GroupMixer
 
 
 @pytest.mark.parametrize(('case', 'block'), [('davit_window', 0), ('davit_channel', 1)])
@@ -20,7 +20,7 @@ def test_agrees_with_the_official_module(case, block):
     check(case, mixers.build('davit', 16, 2, **arguments), partial(mixers.from_official, 'davit'))
 
 
-def by_the_formula(mixer: WindowAttention, x: Tensor) -> Tensor:
+def by_the_formula(mixer: GroupMixer, x: Tensor) -> Tensor:
     seen = every_pair(x, lambda yi, xi, yj, xj: (yi // 7, xi // 7) == (yj // 7, xj // 7))
     return attend_by_pairs(mixer, x, seen)
 

@@ -33,7 +33,11 @@ def by_the_formula(mixer: BlockGridAttention, x: Tensor) -> Tensor:
 
     def place(i: int, length: int) -> tuple[int, int]:
         """Group, and place in it."""
-        return (i % -(-length // size), i // -(-length // size)) if mixer.partition else (i // size, i % size)
+        return (
+            (i % -(-length // size), i // -(-length // size))
+            if mixer.to_groups is to_grid
+            else (i // size, i % size)
+        )
 
     def places(*coordinates: int) -> list[tuple[int, int]]:
         return [place(c, x.shape[1 + i % 2]) for i, c in enumerate(coordinates)]
