@@ -3,6 +3,7 @@
 Source: Agent Attention (ECCV 2024, arXiv 2312.08874) and its code, LeapLabTHU/Agent-Attention.
 """
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -28,6 +29,9 @@ class AgentAttention(QKVMixer):
         window: Side of the map that they are learnt for, by default 56, 28, 14, 7; resized to any other.
         agent_shape: Side of the grid of agents, by default the root of n. The authors take more for dense
             prediction (9, 12, 14, 7 on ADE20K), which needs no further weights.
+
+    Raises:
+        ValueError: A number is out of range.
     """
 
     def __init__(
@@ -43,11 +47,15 @@ class AgentAttention(QKVMixer):
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__(dim, num_heads, attn_drop, proj_drop)
-        n, R = agent_num or AGENTS[stage], window or WINDOWS[stage]
-        self.learnt_shape = round(n**0.5)
-        if self.learnt_shape**2 != n:
-            raise ValueError(f'the agents stand in a square grid: agent_num cannot be {n}')
-        self.agent_shape = agent_shape or self.learnt_shape
+        n = AGENTS[stage] if agent_num is None else agent_num
+        R = WINDOWS[stage] if window is None else window
+        self.learnt_shape = math.isqrt(max(n, 0))
+        self.agent_shape = self.learnt_shape if agent_shape is None else agent_shape
+        if self.learnt_shape**2 != n or min(n, R, self.agent_shape) < 1:
+            raise ValueError(
+                'agent needs a square number of agents and sizes >= 1, '
+                f'got agent_num {n}, window {R}, agent_shape {self.agent_shape}'
+            )
         self.dwc = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
         # Of agents to tokens, then of tokens to agents: a coarse map, a column and a row.
         self.an_bias, self.na_bias = (bias(num_heads, n, COARSE, COARSE) for _ in range(2))
