@@ -3,6 +3,7 @@
 Source: Agent Attention (ECCV 2024, arXiv 2312.08874) and its code, LeapLabTHU/Agent-Attention.
 """
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -28,6 +29,9 @@ class AgentAttention(QKVMixer):
         window: Side of the map that they are learnt for, by default 56, 28, 14, 7; resized to any other.
         agent_shape: Side of the grid of agents, by default the root of n. The authors take more for dense
             prediction (9, 12, 14, 7 on ADE20K), which needs no further weights.
+
+    Raises:
+        ValueError: A number is out of range.
     """
 
     def __init__(
@@ -43,11 +47,15 @@ class AgentAttention(QKVMixer):
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__(dim, num_heads, attn_drop, proj_drop)
-        n, R = agent_num or AGENTS[stage], window or WINDOWS[stage]
-        self.learnt_shape = round(n**0.5)
-        if self.learnt_shape**2 != n:
-            raise ValueError(f'the agents stand in a square grid: agent_num cannot be {n}')
-        self.agent_shape = agent_shape or self.learnt_shape
+        n = AGENTS[stage] if agent_num is None else agent_num
+        R = WINDOWS[stage] if window is None else window
+        self.learnt_shape = math.isqrt(max(n, 0))
+        self.agent_shape = self.learnt_shape if agent_shape is None else agent_shape
+        if self.learnt_shape**2 != n or min(n, R, self.agent_shape) < 1:
+            raise ValueError(
+                'agent needs a square number of agents and sizes >= 1, '
+                f'got agent_num {n}, window {R}, agent_shape {self.agent_shape}'
+            )
         self.dwc = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
         # Of agents to tokens, then of tokens to agents: a coarse map, a column and a row.
         self.an_bias, self.na_bias = (bias(num_heads, n, COARSE, COARSE) for _ in range(2))
@@ -58,9 +66,8 @@ class AgentAttention(QKVMixer):
         """x (B, H, W, C) -> output (B, H, W, C); the significance is passed on as it came."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, H, W, C)
         agents = resample(q.movedim(-1, 1), (self.agent_shape,) * 2, F.adaptive_avg_pool1d).flatten(2).mT
-        agents, tokens, keys, values = (
-            split_heads(t, self.num_heads) for t in (agents, *(t.flatten(1, 2) for t in (q, k, v)))
-        )
+        flat = (agents, *(t.flatten(1, 2) for t in (q, k, v)))
+        agents, tokens, keys, values = (split_heads(t, self.num_heads) for t in flat)
         columns, rows = (t.movedim(-1, 2) for t in (self.ha_bias, self.wa_bias))
         with without_autocast(x):
             to_tokens = self._bias(self.an_bias, self.ah_bias, self.aw_bias, x.shape[1:3])
@@ -95,10 +102,12 @@ def resample(maps: Tensor, size: tuple[int, int], along: Callable[[Tensor, int],
 
     As two products: on a GPU the gradients of torch's pooling and interpolation are not deterministic.
     """
-    eyes = (torch.eye(side, dtype=maps.dtype, device=maps.device)[None] for side in maps.shape[2:])
-    rows, columns = (
-        along(eye, to)[0] for eye, to in zip(eyes, size, strict=True)
-    )  # (H, size[0]), (W, size[1])
+
+    def matrix(old: int, new: int) -> Tensor:
+        lines = torch.eye(old, dtype=torch.promote_types(maps.dtype, torch.float32), device=maps.device)
+        return along(lines[None], new)[0].to(maps.dtype)  # (old, new)
+
+    rows, columns = map(matrix, maps.shape[2:], size)
     return rows.mT @ (maps @ columns)
 
 

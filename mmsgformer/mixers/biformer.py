@@ -32,6 +32,9 @@ class BiLevelRoutingAttention(QKVMixer):
             qkv, a scale by the head instead of by C, and LePE of x instead of the values.
         nchw: The official code's second version: regions of floor(H / P) tokens a side, maybe more than P.
         mask_padding: False: the official rule, by which padded tokens are tokens like others.
+
+    Raises:
+        ValueError: A number is out of range.
     """
 
     def __init__(
@@ -48,8 +51,10 @@ class BiLevelRoutingAttention(QKVMixer):
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__(dim, num_heads, attn_drop, proj_drop)
-        topk = topk or TOP_K[stage]
+        topk = TOP_K[stage] if topk is None else topk
         self.full = topk == FULL
+        if n_win < 1 or (topk < 1 and not self.full):
+            raise ValueError(f'biformer needs n_win and topk >= 1, or topk {FULL}, got {n_win} and {topk}')
         self.n_win, self.topk = (1, 1) if self.full else (n_win, topk)
         self.scale = (dim // num_heads if self.full else dim) ** -0.5
         self.nchw, self.mask_padding = nchw, mask_padding

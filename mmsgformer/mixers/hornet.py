@@ -25,7 +25,7 @@ class RecursiveGatedConv(nn.Module):
         proj_drop: Dropout on the output.
 
     Raises:
-        ValueError: C cannot be halved that often.
+        ValueError: C cannot be halved as often.
     """
 
     def __init__(
@@ -38,10 +38,10 @@ class RecursiveGatedConv(nn.Module):
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__()
-        order = order or ORDERS[stage]
-        if dim % 2 ** (order - 1):
+        order = ORDERS[stage] if order is None else order
+        if order < 1 or dim % 2 ** (order - 1):
             raise ValueError(
-                f'hornet of order {order} needs a multiple of {2 ** (order - 1)} channels, got {dim}'
+                f'hornet needs order >= 1 and 2 ** (order - 1) to divide {dim}, got order {order}'
             )
         self.dims = [dim // 2**i for i in reversed(range(order))]
         gates = sum(self.dims)

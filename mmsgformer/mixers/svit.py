@@ -29,6 +29,9 @@ class SuperTokenAttention(QKVMixer):
         stoken_size: Side of a cell, by default 8, 4, 1, 1 in stages 1-4. 1: plain full attention.
         n_iter: How often tokens are shared out, from the second time on by the means of the time before.
         mask_padding: False: the official rule, by which padded tokens count.
+
+    Raises:
+        ValueError: A number is out of range.
     """
 
     def __init__(
@@ -44,7 +47,9 @@ class SuperTokenAttention(QKVMixer):
         proj_drop: float = 0.0,
     ) -> None:
         super().__init__(dim, num_heads, attn_drop, proj_drop)
-        self.stoken_size = stoken_size or SIZES[stage]
+        self.stoken_size = SIZES[stage] if stoken_size is None else stoken_size
+        if self.stoken_size < 1 or n_iter < 1:
+            raise ValueError(f'svit needs stoken_size and n_iter >= 1, got {self.stoken_size} and {n_iter}')
         self.n_iter = n_iter
         self.mask_padding = mask_padding
 

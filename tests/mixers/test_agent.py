@@ -63,6 +63,9 @@ def test_is_what_its_formula_says(size, agent_shape):
     check_formula(mixer, by_the_formula, torch.randn(2, *size, 16, dtype=torch.float64))
 
 
-def test_agents_that_form_no_square_are_refused():
-    with pytest.raises(ValueError, match='agent_num cannot be 12'):
-        mixers.build('agent', 16, 2, agent_num=12)
+@pytest.mark.parametrize(
+    'arguments', [{'agent_num': 12}, {'agent_num': 0}, {'window': 0}, {'agent_shape': 0}]
+)
+def test_numbers_out_of_range_are_refused(arguments):
+    with pytest.raises(ValueError, match='agent needs a square number of agents and sizes >= 1, got'):
+        mixers.build('agent', 16, 2, **arguments)

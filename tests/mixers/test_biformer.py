@@ -80,3 +80,9 @@ def test_a_query_sees_its_regions_and_no_others(size):
     seen = torch.autograd.grad(mixer(x)[0][0, 0, 0].sum(), x)[0].abs().sum(-1)[0] > 0
     assert seen.sum() in range(1, 5 * 4 + 1)
     assert seen[0, 0]
+
+
+@pytest.mark.parametrize('arguments', [{'n_win': 0}, {'topk': 0}, {'topk': -1}])
+def test_numbers_out_of_range_are_refused(arguments):
+    with pytest.raises(ValueError, match='biformer needs n_win and topk >= 1, or topk -2'):
+        mixers.build('biformer', 16, 2, **arguments)

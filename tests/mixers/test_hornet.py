@@ -16,6 +16,7 @@ def test_agrees_with_the_official_module(case, stage):
     check(case, mixers.build('hornet', 16, 2, stage), partial(mixers.from_official, 'hornet'))
 
 
-def test_channels_that_cannot_be_halved_are_refused():
-    with pytest.raises(ValueError, match='order 4 needs a multiple of 8 channels, got 12'):
-        mixers.build('hornet', 12, 2, stage=2)
+@pytest.mark.parametrize('order', [0, 4])
+def test_orders_that_do_not_fit_are_refused(order):
+    with pytest.raises(ValueError, match=f'to divide 12, got order {order}'):
+        mixers.build('hornet', 12, 2, order=order)

@@ -68,3 +68,9 @@ def test_padding_counts_nowhere(size, n_iter):
     torch.manual_seed(0)
     mixer = mixers.build('svit', 16, 2, stage=1, n_iter=n_iter).double()
     check_formula(mixer, by_the_formula, torch.randn(1, *size, 16, dtype=torch.float64))
+
+
+@pytest.mark.parametrize('arguments', [{'stoken_size': 0}, {'n_iter': 0}])
+def test_numbers_out_of_range_are_refused(arguments):
+    with pytest.raises(ValueError, match='svit needs stoken_size and n_iter >= 1'):
+        mixers.build('svit', 16, 2, **arguments)
