@@ -46,7 +46,7 @@ def test_a_mixer_without_significance_is_named(tool, run_tool, shapes, tmp_path)
     cfg.dump(tmp_path / 'swin.py')
     init_default_scope(cfg.default_scope)
     torch.save({'state_dict': MODELS.build(cfg.model).state_dict()}, tmp_path / 'weights.pth')
-    images = next((shapes / 'images').rglob('*.png')).parent
+    images = next(shapes.rglob('*.png')).parent
     options = ('--data-root', shapes) if 'measure' in tool else (images, '--out-dir', tmp_path)
     result = run_tool(f'{tool}.py', tmp_path / 'swin.py', tmp_path / 'weights.pth', *options)
     assert result.returncode == 1
