@@ -19,6 +19,7 @@ except ModuleNotFoundError as error:
 from mmsgformer.checkpoint import names
 from mmsgformer.data import paths
 from mmsgformer.engine import (
+    AttentionDiversificationHook,
     BadNumberHook,
     CheckpointLoadHook,
     ExactResumeHook,
@@ -35,6 +36,7 @@ for _name, _module in {'dataset_paths': paths, 'exact_resume': exact_resume, 'of
     sys.modules[f'{__name__}.{_name}'] = _module
 
 __all__ = [
+    'AttentionDiversificationHook',
     'BadNumberHook',
     'CheckpointLoadHook',
     'ExactResumeHook',

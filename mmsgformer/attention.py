@@ -55,6 +55,12 @@ def from_windows(windows: Tensor, size: int, height: int, width: int) -> Tensor:
     return x[:, :height, :width]
 
 
+def softmax_weights(q: Tensor, k: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The attention itself: q, k (B, heads, N, d) -> (B, heads, N, N), whose rows add up to 1."""
+    logits = q @ k.mT * q.shape[-1] ** -0.5
+    return (logits if bias is None else logits + bias).softmax(-1)
+
+
 class LocalEnhancement(nn.Module):
     """Locally-enhanced position: a linear layer and a depthwise 3x3 convolution, (B, H, W, C) -> same."""
 
@@ -122,6 +128,13 @@ class HybridScaleAttention(Attention):
         local_out, local_means = self._attend_locally(x)
         out = self.project(torch.cat([global_out, local_out], dim=-1), x)
         return out, global_means + local_means
+
+    def attention_weights(self, x: Tensor) -> Tensor:
+        """Of the windows that lie within the map x (B, H, W, C) as a whole: (windows, heads, 49, 49)."""
+        height, width = (side // WINDOW_SIZE * WINDOW_SIZE for side in x.shape[1:3])
+        windows = to_windows(self.local_qkv(x[:, :height, :width]), WINDOW_SIZE)
+        q, k, _ = (split_heads(t, self.num_heads // 2) for t in windows.chunk(3, dim=-1))
+        return softmax_weights(q, k)
 
     def _attend_globally(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """All tokens attend to the reduced map: output (B, H, W, C/2), attention received (B, H, W)."""
@@ -216,3 +229,8 @@ class FullAttention(Attention):
         q, k, v = (split_heads(t, self.num_heads) for t in self.qkv(x.flatten(1, 2)).chunk(3, dim=-1))
         out = dot_product_attention(q, k, v, self.dropout_p)
         return self.project(join_heads(out).view_as(x), x), significance
+
+    def attention_weights(self, x: Tensor) -> Tensor:
+        """Of all tokens of x (B, H, W, C) to each other, (B, heads, H * W, H * W)."""
+        q, k, _ = (split_heads(t, self.num_heads) for t in self.qkv(x.flatten(1, 2)).chunk(3, dim=-1))
+        return softmax_weights(q, k)

@@ -5,31 +5,26 @@ docs/method.md describes every part and where it comes from.
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
 from mmengine.model import BaseModule, PretrainedInit
 from mmengine.registry import MODELS
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from mmsgformer import mixers
 from mmsgformer.archs import NUM_STAGES, resolve_arch
-from mmsgformer.attention import (
-    FullAttention,
-    HybridScaleAttention,
-    SelfGuidedAttention,
-    conv_channels_last,
-)
+from mmsgformer.attention import conv_channels_last
 from mmsgformer.checkpoint.load import load_backbone
-from mmsgformer.compat import is_autocast_enabled
+from mmsgformer.mixers.registry import as_config
+from mmsgformer.mixers.tap import TokenAwarePooling
 from mmsgformer.ops.attention import check_backend
+from mmsgformer.ops.autocast import at_least_float32, autocasts, without_autocast
 from mmsgformer.padding import run_without_padding, tell_image_sizes
 
 STRIDES = (4, 8, 16, 32)
-# Merge ratio r of the hybrid-scale blocks and run lengths g of the self-guided blocks, stages 1-3.
-REDUCTIONS = (8, 4, 2)
-RUN_LENGTHS = ((196, 56, 28), (49, 14, 7), (2, 1))
 MLP_RATIO = 4
 MIN_SIZE = STRIDES[-1]
 
@@ -78,11 +73,6 @@ def bicubic_matrix(size: int, new_size: int, like: Tensor) -> Tensor:
     """
     places = torch.eye(size, dtype=like.dtype, device=like.device)[None, None]
     return F.interpolate(places, size=(new_size, size), mode='bicubic', align_corners=False)[0, 0]
-
-
-def autocasts(x: Tensor) -> bool:
-    """Whether autocast is on for a tensor's device; the meta device has none."""
-    return x.device.type != 'meta' and is_autocast_enabled(x.device.type)
 
 
 def recompute(function: Callable[..., Tensor], *inputs: Tensor, uses_random: bool = False) -> Tensor:
@@ -189,23 +179,31 @@ class FFN(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block that carries the significance map along.
 
-    `forward(x (B, H, W, C), significance (B, H, W) or None)` returns both, as the attention does. With
-    `recompute_ffn` the hidden maps of the FFN, more than half of what training would keep, are not kept.
+    `forward(x (B, H, W, C), significance (B, H, W) or None)` returns both, as its mixer `attn` does. With
+    `recompute_ffn` the hidden maps of the FFN, more than half of what training would keep, are not kept. With
+    `tap` the mixer's branch, not the shortcut, begins with token-aware pooling.
     """
 
     def __init__(
-        self, dim: int, attention: nn.Module, drop: float, drop_path_rate: float, recompute_ffn: bool
+        self,
+        dim: int,
+        mixer: nn.Module,
+        drop: float,
+        drop_path_rate: float,
+        recompute_ffn: bool,
+        tap: bool = False,
     ) -> None:
         super().__init__()
         self.recompute_ffn = recompute_ffn
+        self.tap = TokenAwarePooling(dim) if tap else nn.Identity()
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = attention
+        self.attn = mixer
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.ffn = FFN(dim, drop)
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: Tensor, significance: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        attended, significance = self.attn(self.norm1(x), significance)
+        attended, significance = self.attn(self.norm1(self.tap(x)), significance)
         x = x + self.drop_path(attended)
         if self.recompute_ffn:
             fed = recompute(self._feed_forward, x, uses_random=self.ffn.drop.p > 0)
@@ -218,10 +216,7 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """Downsampling (none in stage 1, whose stem did it), blocks and the norm that ends the stage.
-
-    In stages 1-3 even blocks make the significance map and odd blocks use the map of the block before.
-    """
+    """Downsampling (none in stage 1, whose stem did it), blocks and the norm that ends the stage."""
 
     def __init__(
         self,
@@ -231,23 +226,16 @@ class Stage(nn.Module):
         num_heads: int,
         drop_path_rates: Sequence[float],
         drop: float,
-        attn_drop: float,
         with_cp: bool,
-        attn_backend: str,
+        mixer: dict,
     ) -> None:
         super().__init__()
         self.with_cp = with_cp
         self.downsample = Downsample(in_dim, dim) if index > 0 else nn.Identity()
-
-        def attention(block: int) -> nn.Module:
-            if index == NUM_STAGES - 1:
-                return FullAttention(dim, num_heads, attn_drop, drop)
-            if block % 2 == 0:
-                return HybridScaleAttention(dim, num_heads, REDUCTIONS[index], attn_drop, drop, attn_backend)
-            return SelfGuidedAttention(dim, num_heads, RUN_LENGTHS[index], attn_drop, drop)
-
+        mixer = dict(mixer)
+        tap = mixer.pop('tap', False)
         self.blocks = nn.ModuleList(
-            Block(dim, attention(j), drop, rate, recompute_ffn=not with_cp)
+            Block(dim, mixers.build(mixer, dim, num_heads, index, j), drop, rate, not with_cp, tap)
             for j, rate in enumerate(drop_path_rates)
         )
         self.norm = nn.LayerNorm(dim, eps=1e-6)
@@ -284,7 +272,8 @@ class SGFormer(BaseModule):
         frozen_stages: -1: train everything. 0: freeze the stem and the position embedding; k in 1..4:
             the first k stages too. As in mmdet.
         norm_eval: Keep norm layers in eval mode. SG-Former's norms keep no running statistics, so this
-            changes no result; it is here because configs of other backbones set it.
+            changes no result; it is here because configs of other backbones set it. Token-aware pooling has a
+            BatchNorm, whose statistics it freezes.
         with_cp: Gradient checkpointing of every block: less memory, a second forward in the backward.
         attn_backend: How the attention that makes the significance is computed: 'auto', 'reference',
             'chunked' or 'triton' (`mmsgformer.ops.attention_with_column_means`). Results are the same.
@@ -292,6 +281,9 @@ class SGFormer(BaseModule):
             it has alone, continued into the padding by their last row and column. For the backbone of a
             detector or segmenter, whose data samples say what is padding (`mmsgformer.padding`). Images of
             different sizes run one after another.
+        mixer: What mixes the tokens in every block: a name of `mmsgformer.mixers.MIXERS` or a dict with that
+            as `type` and the mixer's own arguments (docs/mixers.md). By default the paper's attentions;
+            `attn_backend` is theirs alone. `tap=True` in the dict puts token-aware pooling before any mixer.
         init_cfg: MMEngine's initialisation config. dict(type='Pretrained', checkpoint=PATH) loads what
             `mmsgformer.checkpoint.load_backbone` can: the official files as they are, and the backbone of
             any checkpoint trained here, completely or not at all; `partial=True` takes what fits. Without
@@ -316,6 +308,7 @@ class SGFormer(BaseModule):
         with_cp: bool = False,
         attn_backend: str = 'auto',
         ignore_padding: bool = False,
+        mixer: str | dict = 'sgformer',
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg=init_cfg)
@@ -332,6 +325,7 @@ class SGFormer(BaseModule):
             if not isinstance(rate, (int, float)) or not 0.0 <= rate < 1.0:
                 raise ValueError(f'{name}_rate must be in [0, 1), got {rate!r}')
         check_backend(attn_backend)
+        self.mixer = _mixer_config(mixer, attn_drop_rate, drop_rate, attn_backend)
         self.ignore_padding = ignore_padding
         self.image_sizes: dict[torch.Size, list[tuple[int, int]]] = {}
         if ignore_padding:
@@ -352,9 +346,8 @@ class SGFormer(BaseModule):
                 num_heads=self.num_heads[i],
                 drop_path_rates=rates[sum(self.depths[:i]) : sum(self.depths[: i + 1])],
                 drop=drop_rate,
-                attn_drop=attn_drop_rate,
                 with_cp=with_cp,
-                attn_backend=attn_backend,
+                mixer=self.mixer,
             )
             for i in range(NUM_STAGES)
         )
@@ -397,8 +390,8 @@ class SGFormer(BaseModule):
         grid = self.pos_embed.unflatten(1, self.pretrain_grid)[0]
         if (height, width) == self.pretrain_grid:
             return grid[None]
-        with torch.autocast(grid.device.type, enabled=False) if autocasts(grid) else nullcontext():
-            grid = grid.to(torch.float64 if grid.dtype == torch.float64 else torch.float32)
+        with without_autocast(grid):
+            grid = at_least_float32(grid)
             to_rows = bicubic_matrix(self.pretrain_grid[0], height, grid)
             to_columns = bicubic_matrix(self.pretrain_grid[1], width, grid)
             grid = torch.tensordot(to_rows, grid, dims=1)  # (height, grid columns, C)
@@ -445,7 +438,7 @@ class SGFormer(BaseModule):
             module.eval()
         if self.norm_eval:
             for module in self.modules():
-                if isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
+                if isinstance(module, (nn.LayerNorm, nn.GroupNorm, _BatchNorm)):
                     module.eval()
         return self
 
@@ -472,6 +465,14 @@ def _init_layer(module: nn.Module) -> None:
         return  # norms start at 1 and 0
     if module.bias is not None:
         nn.init.zeros_(module.bias)
+
+
+def _mixer_config(mixer: str | dict, attn_drop: float, proj_drop: float, backend: str) -> dict:
+    """The mixer with what the backbone's own arguments say about it, where they say anything."""
+    given = {'attn_drop': attn_drop, 'proj_drop': proj_drop}
+    if backend != 'auto':
+        given['backend'] = backend
+    return {**{key: value for key, value in given.items() if value}, **as_config(mixer)}
 
 
 def _check_image_size(size: int | Sequence[int]) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """Time and memory of backbones, side by side.
 
     python tools/benchmark.py swin-t sgformer-s --inputs 224:8 896:1 --modes infer train
+    python tools/benchmark.py sgformer-t sgformer-t-{swin,agent,hornet}    # one network, other mixers
 
 All backbones run in one process and take turns (A B A B), so that a change of the machine's pace meets all of
 them; the medians are printed with their ratios to the first backbone. Memory is measured in a fresh process
@@ -18,7 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +31,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-import mmsgformer  # noqa: F401  registers SGFormer
+import mmsgformer.study.timm_backbone  # noqa: F401  registers it, and SGFormer
+from mmsgformer.archs import ARCHS
+from mmsgformer.mixers import MIXERS
 from mmsgformer.release.flops import count_macs
 
 matplotlib.use('Agg')
@@ -38,7 +41,11 @@ import matplotlib.pyplot as plt
 
 ALL = (0, 1, 2, 3)
 PRESETS = {
-    **{f'sgformer-{arch}': {'type': 'SGFormer', 'arch': arch} for arch in 'smb'},
+    **{f'sgformer-{arch}': {'type': 'SGFormer', 'arch': arch} for arch in ARCHS},
+    **{
+        f'sgformer-{arch}-{mixer}': {'type': 'SGFormer', 'arch': arch, 'mixer': mixer}
+        for arch, mixer in itertools.product(ARCHS, sorted(MIXERS.module_dict))
+    },
     'swin-t': {'type': 'mmdet.SwinTransformer', 'depths': (2, 2, 6, 2)},
     'swin-s': {'type': 'mmdet.SwinTransformer', 'depths': (2, 2, 18, 2)},
     'convnext-t': {
@@ -48,8 +55,19 @@ PRESETS = {
         'gap_before_final_norm': False,
     },
     'davit-t': {'type': 'mmpretrain.DaViT', 'arch': 'tiny', 'out_indices': ALL, 'pad_small_map': True},
-    'hornet-t': {'type': 'mmpretrain.HorNet', 'arch': 'tiny', 'out_indices': ALL},
+    'hornet-t': {
+        'type': 'mmpretrain.HorNet',
+        'arch': 'tiny',
+        'out_indices': ALL,
+        'gap_before_final_norm': False,
+    },
+    # Of one size, 224 by default.
+    'maxvit-t': {'type': 'TimmBackbone', 'name': 'maxvit_tiny_tf_224'},
+    'gcvit-t': {'type': 'TimmBackbone', 'name': 'gcvit_tiny'},
 }
+NAMES = 'sgformer-ARCH, sgformer-ARCH-MIXER, ' + ', '.join(n for n in PRESETS if not n.startswith('sgformer'))
+# What backbones raise that do not take an image of this size.
+SIZE_ERRORS = (ValueError, AssertionError)
 MODES = ('infer', 'train')
 AMP_DTYPES = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 MIB = 2**20
@@ -77,7 +95,7 @@ def parse_backbone(text: str) -> tuple[str, dict]:
         return name, {'type': config['type'], **config}
     except (SyntaxError, ValueError, TypeError, KeyError):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is neither one of {', '.join(PRESETS)} nor NAME={{'type': ..., ...}}"
+            f"{text!r} is neither one of {NAMES} nor NAME={{'type': ..., ...}}"
         ) from None
 
 
@@ -139,13 +157,13 @@ def seconds(step: Callable[[], None], device: str) -> float:
 
 
 def warm_up(steps: dict[str, Callable], device: str, warmup: int) -> dict[str, str]:
-    """Run every step; those that do not compile or fit in memory are taken out, with the reason."""
+    """Run every step; those that do not compile, fit or take the size are taken out, with the reason."""
     failures = {}
     for name, step in list(steps.items()):
         try:
             for _ in range(warmup):
                 seconds(step, device)
-        except (torch._dynamo.exc.TorchDynamoException, torch.cuda.OutOfMemoryError) as error:
+        except (torch._dynamo.exc.TorchDynamoException, torch.cuda.OutOfMemoryError, *SIZE_ERRORS) as error:
             failures[name] = f'{type(error).__name__}: {error}'
             del steps[name]
     return failures
@@ -213,7 +231,8 @@ def measure(arguments: argparse.Namespace) -> Iterator[list[dict]]:
             for name, t in time_in_turns(steps, device, arguments.rounds).items():
                 results[name] |= {'seconds': statistics.median(t), 'all_seconds': t}
             for name, config in configs.items():
-                results[name]['gmacs'] = count_gmacs(config, case)
+                with suppress(*SIZE_ERRORS):
+                    results[name]['gmacs'] = count_gmacs(config, case)
                 if 'seconds' in results[name] and not arguments.no_memory:
                     results[name]['peak_mib'] = peak_memory_in_a_fresh_process(
                         config, case, device, amp, arguments.threads
@@ -287,7 +306,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         'backbones',
         nargs='+',
         type=parse_backbone,
-        help=f"{', '.join(PRESETS)}, or NAME={{'type': ..., ...}}; ratios are to the first",
+        help=f"{NAMES}, or NAME={{'type': ..., ...}}; ratios are to the first",
     )
     parser.add_argument(
         '--inputs',

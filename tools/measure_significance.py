@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from mmsgformer.checkpoint.files import CheckpointError
 from mmsgformer.cli import expanded, read_config
 from mmsgformer.data import DataError
-from mmsgformer.visualization.maps import batch_maps, token_allocation
+from mmsgformer.visualization.maps import batch_maps, require_significance, token_allocation
 from mmsgformer.visualization.predictions import Predictor
 
 IGNORED_LABEL = 255
@@ -106,7 +106,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     cfg = read_config(args.config, ('val',), args.data_root)
     try:
         trained = Predictor(args.config, args.checkpoint).model
-    except (CheckpointError, DataError) as error:
+        require_significance(getattr(trained, 'backbone', None))
+    except (CheckpointError, DataError, ValueError) as error:
         raise SystemExit(f'error: {error}') from error
     MMLogger.get_instance('mmengine', log_level='WARNING')  # or every initialised parameter is listed
     torch.manual_seed(0)

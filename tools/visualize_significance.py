@@ -11,6 +11,7 @@ from mmsgformer.checkpoint.files import CheckpointError
 from mmsgformer.cli import check_writable, expanded_path, predictor_parser, refuse_earlier_results
 from mmsgformer.data import DataError
 from mmsgformer.visualization.drawing import draw_panel, seen_part
+from mmsgformer.visualization.maps import require_significance
 from mmsgformer.visualization.predictions import Predictor, describe_failure, find_images
 
 
@@ -24,7 +25,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         refuse_earlier_results(args.out_dir, ('*.*.png',), 'give another folder with --out-dir')
         check_writable(args.out_dir, '--out-dir')
         predictor = Predictor(args.config, args.checkpoint, args.device)
-    except (CheckpointError, DataError, FileNotFoundError) as error:
+        require_significance(getattr(predictor.model, 'backbone', None))
+    except (CheckpointError, DataError, FileNotFoundError, ValueError) as error:
         raise SystemExit(f'error: {error}') from error
     bad = []
     for path in track(images, description='drawing'):

@@ -149,7 +149,8 @@ def fit_backbone(
     )
     if summary and not partial:
         raise CheckpointError(
-            f'{path} does not fit the backbone. {_compare_archs(weights, own)}It has {summary}. '
+            f'{path} does not fit the backbone. {_compare_archs(weights, own)}'
+            f'{_compare_mixers(weights, own, backbone)}It has {summary}. '
             "Nothing was loaded. To load what fits, set partial=True in the backbone's init_cfg, or for the "
             'checkpoint of a whole model default_hooks.checkpoint_load.partial=True'
         )
@@ -210,6 +211,14 @@ def _compare_archs(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> 
     """A sentence that names both architectures if the file's is another one than the backbone's."""
     file, model = _arch_name(weights), _arch_name(own)
     return '' if file == model else f'The file looks like {file}; the config builds {model}. '
+
+
+def _compare_mixers(weights: Mapping[str, Tensor], own: Mapping[str, Tensor], backbone: nn.Module) -> str:
+    """A sentence that names the mixer if a file of the same architecture has another one."""
+    differ = weights.keys() ^ own.keys()
+    if differ and all('.attn.' in name for name in differ):
+        return f"The file's blocks have another mixer than {backbone.mixer['type']!r}, the config's. "
+    return ''
 
 
 def _arch_name(weights: Mapping[str, Tensor]) -> str:

@@ -1,5 +1,6 @@
 """What runs add to MMEngine's: hooks, exact resuming, batch sizes, several processes on a CPU."""
 
+from mmsgformer.engine.attention_diversification import AttentionDiversificationHook
 from mmsgformer.engine.batch_size import accumulate_to_base
 from mmsgformer.engine.distributed import prepare_cpu_distributed
 from mmsgformer.engine.exact_resume import (
@@ -15,6 +16,7 @@ from mmsgformer.engine.pictures import PicturesHook
 from mmsgformer.engine.resume_report import ResumeReportHook
 
 __all__ = [
+    'AttentionDiversificationHook',
     'BadNumberError',
     'BadNumberHook',
     'CheckpointLoadHook',

@@ -17,7 +17,7 @@ from mmsgformer.checkpoint.files import CheckpointError, latest_checkpoint, read
 from mmsgformer.checkpoint.load import prepare_for_model
 from mmsgformer.data.classes import same_classes
 from mmsgformer.sgformer import SGFormer
-from mmsgformer.visualization.maps import batch_maps
+from mmsgformer.visualization.maps import batch_maps, require_significance
 
 
 @HOOKS.register_module()
@@ -138,8 +138,9 @@ class SignificanceVisHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Check that there is something to draw, and draw it untrained."""
-        if runner.val_loop is None or not isinstance(getattr(_unwrapped(runner), 'backbone', None), SGFormer):
-            raise ValueError('SignificanceVisHook needs an SGFormer backbone and a val_dataloader')
+        if runner.val_loop is None:
+            raise ValueError('SignificanceVisHook needs a val_dataloader, from whose images it draws')
+        require_significance(getattr(_unwrapped(runner), 'backbone', None))
         self._draw(runner, runner.iter)
 
     def after_train_iter(self, runner: Runner, *_: object, **__: object) -> None:

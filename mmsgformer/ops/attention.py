@@ -25,11 +25,21 @@ _MIN_KEYS = 128
 BACKENDS = ('auto', 'reference', 'chunked', 'triton')
 
 
-def dot_product_attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor:
-    """`torch.nn.functional.scaled_dot_product_attention`, on a CPU by our operator."""
-    if dropout_p == 0 and k.shape[2] >= _MIN_KEYS and attention_cpu.fits(q):
+def dot_product_attention(
+    q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, bias: Tensor | None = None
+) -> Tensor:
+    """`torch.nn.functional.scaled_dot_product_attention`, on a CPU our operator where it is quicker.
+
+    Args:
+        q: Queries, (B, heads, Q, d).
+        k: Keys, (B, heads, K, d).
+        v: Values, (B, heads, K, d).
+        dropout_p: Dropout on the attention weights.
+        bias: Added to the logits, (B or 1, heads or 1, Q or 1, K).
+    """
+    if bias is None and dropout_p == 0 and k.shape[2] >= _MIN_KEYS and attention_cpu.fits(q):
         return chunked_attention(q, k, v, None)[0]
-    return _torch_attention(q, k, v, None, dropout_p)
+    return _torch_attention(q, k, v, bias, dropout_p)
 
 
 def attention_with_column_means(
@@ -68,7 +78,7 @@ def attention_with_column_means(
     if backend == 'chunked' and dropout_p == 0:
         out, means, _ = chunked_attention(q, k, v, valid)
         return out, means.detach()
-    out = _torch_attention(q, k, v, valid, dropout_p)
+    out = _torch_attention(q, k, v, None if valid is None else valid[:, None, None, :], dropout_p)
     with torch.no_grad():
         if backend == 'chunked':
             return out, chunked_attention(q, k, v, valid)[1]
@@ -77,14 +87,14 @@ def attention_with_column_means(
         return out, triton_column_means(q, k, valid, may_fall_back)
 
 
-def _torch_attention(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, dropout_p: float) -> Tensor:
-    """torch's attention of q (B, heads, Q, d) to k and v (B, heads, K, d), keys masked by valid (B, K)."""
+def _torch_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_p: float) -> Tensor:
+    """torch's attention of q (B, heads, Q, d) to k and v (B, heads, K, d); mask (B or 1, ...) as torch's."""
     if q.is_cuda and len(q) > _MAX_CUDA_BATCH:
         parts = (
-            x.split(_MAX_CUDA_BATCH) if x is not None else itertools.repeat(None) for x in (q, k, v, valid)
+            x.split(_MAX_CUDA_BATCH) if x is not None and len(x) > 1 else itertools.repeat(x)
+            for x in (q, k, v, mask)
         )
         return torch.cat([_torch_attention(*part, dropout_p) for part in zip(*parts, strict=False)])
-    mask = None if valid is None else valid[:, None, None, :]
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
 
 

@@ -24,8 +24,8 @@ from mmsgformer.report.logs import training_cost
 from mmsgformer.report.results import SHOWN_CLASSES, Results, predict_all
 from mmsgformer.report.run import Run, describe_training
 from mmsgformer.report.segmentation import SegmentationResults
-from mmsgformer.sgformer import SGFormer
 from mmsgformer.visualization.drawing import as_image, draw_map, seen_part
+from mmsgformer.visualization.maps import makes_significance
 from mmsgformer.visualization.predictions import Predictor
 
 NUM_WORST, NUM_BEST, NUM_MAPS = 6, 4, 3
@@ -157,7 +157,7 @@ def _alternate(one: list[int], other: list[int]) -> list[int]:
 
 def _maps(predictor: Predictor, paths: list[str]) -> list[Example]:
     """Where the model looks: the significance of the last block of each stage that has one."""
-    if not isinstance(getattr(predictor.model, 'backbone', None), SGFormer):
+    if not makes_significance(getattr(predictor.model, 'backbone', None)):
         return []
     examples = []
     for path in paths:

@@ -23,7 +23,7 @@ class ReorderedSGFormer(SGFormer):
         kwargs: `SGFormer`'s arguments.
 
     Raises:
-        ValueError: The order is unknown.
+        ValueError: The order is unknown, or there is no block that merges tokens.
     """
 
     def __init__(self, merge_order: str, **kwargs) -> None:
@@ -36,6 +36,8 @@ class ReorderedSGFormer(SGFormer):
             x, significance = inputs
             return x, keys(significance)
 
-        for module in self.modules():
-            if isinstance(module, SelfGuidedAttention):
-                module.register_forward_pre_hook(reorder)
+        self_guided = [module for module in self.modules() if isinstance(module, SelfGuidedAttention)]
+        if not self_guided:
+            raise ValueError(f'with the mixer {self.mixer["type"]!r} no block is self-guided')
+        for module in self_guided:
+            module.register_forward_pre_hook(reorder)

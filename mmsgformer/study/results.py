@@ -5,6 +5,7 @@ every source of randomness varies between runs, and beside means stands how ofte
 """
 
 import csv
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -139,5 +140,41 @@ def draw(rows: Sequence[Mapping], metric: str, path: Path) -> None:
     ax.set_yticks(range(len(groups)), list(groups))
     ax.set(xlabel=metric, ylim=(len(groups) - 0.5, -0.5))
     ax.grid(axis='x', alpha=0.3)
+    fig.savefig(path, dpi=120)
+    plt.close(fig)
+
+
+def draw_costs(
+    rows: Sequence[Mapping], metrics: Sequence[str], gmacs: Mapping[str, float], path: Path
+) -> None:
+    """What a backbone costs and what it reaches: its runs' mean over its GMACs, with their range as a bar.
+
+    Args:
+        rows: As of `summarise`, or as `csv.DictReader` reads them from results.csv; those without the first
+            metric were not tested.
+        metrics: One column or two, as of the same images clean and corrupted: filled and hollow.
+        gmacs: Of each backbone.
+        path: File to write.
+
+    Raises:
+        ValueError: The GMACs of a tested backbone are missing.
+    """
+    tested = [row for row in rows if row.get(metrics[0]) not in (None, '')]
+    backbones = list(dict.fromkeys(row['backbone'] for row in tested))
+    if missing := [name for name in backbones if name not in gmacs]:
+        raise ValueError(f'there are no GMACs of {", ".join(missing)}')
+    fig, ax = plt.subplots(figsize=(7.5, 4.5), layout='constrained')
+    colors = itertools.cycle(matplotlib.colormaps['tab10'].colors)
+    for marker, color, name in zip(itertools.cycle('osD^vPX'), colors, backbones, strict=False):
+        for metric, fill, label in zip(metrics, (color, 'white'), (name, None), strict=False):
+            values = [float(row[metric]) for row in tested if row['backbone'] == name]
+            mean = np.mean(values)
+            spread = [[mean - min(values)], [max(values) - mean]]
+            look = {'marker': marker, 'color': color, 'markerfacecolor': fill, 'capsize': 3, 'linestyle': ''}
+            ax.errorbar(gmacs[name], mean, yerr=spread, label=label, **look)
+    ylabel = metrics[0] if len(metrics) == 1 else f'{metrics[0]} (filled), {metrics[1]} (hollow)'
+    ax.set(xlabel='GMACs', ylabel=ylabel)
+    ax.grid(alpha=0.3)
+    fig.legend(loc='outside right center', frameon=False)
     fig.savefig(path, dpi=120)
     plt.close(fig)

@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from mmengine.structures import BaseDataElement
 from torch import Tensor
 
-from mmsgformer.sgformer import RUN_LENGTHS
+from mmsgformer.mixers.sgformer import RUN_LENGTHS
 from mmsgformer.visualization.maps import SignificanceMap, token_allocation
 
 # Finest first; told apart by colour-blind readers, and by lightness alone.

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from mmsgformer.attention import HybridScaleAttention
+from mmsgformer.mixers.sgformer import RUN_LENGTHS
 from mmsgformer.ops.token_merge import part_bounds
-from mmsgformer.sgformer import MIN_SIZE, RUN_LENGTHS, STRIDES, SGFormer
+from mmsgformer.sgformer import MIN_SIZE, STRIDES, SGFormer
 
 
 class SignificanceMap(NamedTuple):
@@ -21,23 +22,47 @@ class SignificanceMap(NamedTuple):
     """(B, H_s, W_s), float32: the mean attention that each token receives; no gradient."""
 
 
+def makes_significance(backbone: nn.Module | None) -> bool:
+    """Whether it is an `SGFormer` whose mixer makes significance maps: the default one does."""
+    return isinstance(backbone, SGFormer) and any(_makers(backbone))
+
+
+def require_significance(backbone: nn.Module | None) -> None:
+    """Raise a ValueError that says why if a backbone makes no significance maps."""
+    if not makes_significance(backbone):
+        is_ours = isinstance(backbone, SGFormer)
+        what = f'mixer {backbone.mixer["type"]!r}' if is_ours else type(backbone).__name__
+        raise ValueError(
+            f'there is no significance to show: the model has the {what}, and only an SGFormer with its own '
+            "mixer, 'sgformer', makes significance maps"
+        )
+
+
+def _makers(backbone: SGFormer) -> Iterator[tuple[int, int, nn.Module]]:
+    """The attentions that make a map, with their stage and block."""
+    for i, stage in enumerate(backbone.stages):
+        for j, block in enumerate(stage.blocks):
+            if isinstance(block.attn, HybridScaleAttention):
+                yield i, j, block.attn
+
+
 @contextmanager
 def record_significance(backbone: SGFormer) -> Iterator[list[SignificanceMap]]:
     """Collect the maps of every forward pass within the `with` block, in the order of the blocks.
 
     With gradient checkpointing (`with_cp`) a backward pass within it runs the blocks, and adds maps, again.
     With `ignore_padding` a padded batch has maps for each size of its images, one size after the other.
+    Raises ValueError if the backbone makes none.
     """
+    require_significance(backbone)
     maps: list[SignificanceMap] = []
 
     def recorder(stage: int, block: int):
         return lambda _, __, output: maps.append(SignificanceMap(stage, block, output[1].detach().float()))
 
     handles = [
-        block.attn.register_forward_hook(recorder(i, j))
-        for i, stage in enumerate(backbone.stages)
-        for j, block in enumerate(stage.blocks)
-        if isinstance(block.attn, HybridScaleAttention)
+        attention.register_forward_hook(recorder(stage, block))
+        for stage, block, attention in _makers(backbone)
     ]
     try:
         yield maps

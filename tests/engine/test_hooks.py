@@ -296,6 +296,20 @@ def test_significance_is_drawn_while_training_and_changes_nothing(make_runner, t
     assert [image.step for image in events.Images('significance_0')] == [0, 1]
 
 
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'validate': True, 'model.backbone.mixer': 'swin'}, "the model has the mixer 'swin'"),
+        ({'validate': False}, 'needs a val_dataloader'),
+    ],
+)
+def test_nothing_to_draw_is_named_before_training(options, message, make_runner):
+    hooks = [dict(type='SignificanceVisHook', interval=1)]
+    runner = make_runner('segmenter', iterations=1, custom_hooks=hooks, **options)
+    with pytest.raises(ValueError, match=message):
+        runner.train()
+
+
 class Poison(Hook):
     """Makes a weight NaN in the second iteration, at a moment."""
 

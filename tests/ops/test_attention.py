@@ -166,7 +166,7 @@ def test_a_backend_that_cannot_run_says_why(monkeypatch):
     attention_with_column_means(q, k, v)
 
 
-@pytest.mark.parametrize('masked', [False, True])
+@pytest.mark.parametrize('masked', [False, True, 'alike'])
 def test_a_batch_that_is_too_large_for_a_gpu_is_cut(masked, monkeypatch):
     """More windows than a CUDA grid has places; torch's attention does not cut them itself."""
 
@@ -174,8 +174,10 @@ def test_a_batch_that_is_too_large_for_a_gpu_is_cut(masked, monkeypatch):
         is_cuda = True
 
     _, (q, k, v) = inputs(7, 2, 9, 9, 16)
-    valid = some_valid(7, 9) if masked else None
-    whole = attention._torch_attention(q, k, v, valid, 0.0)
+    mask = some_valid(7, 9)[:, None, None] if masked else None
+    if masked == 'alike':
+        mask = mask[:1]
+    whole = attention._torch_attention(q, k, v, mask, 0.0)
     sizes = []
     fused = torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(
@@ -184,7 +186,7 @@ def test_a_batch_that_is_too_large_for_a_gpu_is_cut(masked, monkeypatch):
         lambda q, *args, **kwargs: (sizes.append(len(q)), fused(q, *args, **kwargs))[1],
     )
     monkeypatch.setattr(attention, '_MAX_CUDA_BATCH', 3)
-    cut = attention._torch_attention(*(t.as_subclass(OnGpu) for t in (q, k, v)), valid, 0.0)
+    cut = attention._torch_attention(*(t.as_subclass(OnGpu) for t in (q, k, v)), mask, 0.0)
     assert sizes == [3, 3, 1]
     torch.testing.assert_close(cut.as_subclass(torch.Tensor), whole)
 

@@ -2,6 +2,7 @@
 
 import csv
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from scipy import stats
@@ -9,6 +10,7 @@ from scipy import stats
 from mmsgformer.study.results import (
     bootstrap_difference,
     draw,
+    draw_costs,
     probability_of_beating,
     summarise,
     to_markdown,
@@ -100,3 +102,29 @@ def test_files(tmp_path):
     assert (read[-1]['backbone'], read[-1]['mIoU'], read[-1]['aAcc']) == ('later', '', '1.0')
     draw(list(rows()), 'mIoU', tmp_path / 'results.png')
     assert (tmp_path / 'results.png').stat().st_size > 5000
+
+
+def test_costs_and_what_they_buy(tmp_path, monkeypatch):
+    """Every backbone's mean over its GMACs, with the range of its runs; of rows as a file has them, too."""
+    write_csv([{**row, 'corrupted': row['mIoU'] / 2} for row in rows()], tmp_path / 'results.csv')
+    with (tmp_path / 'results.csv').open() as file:
+        read = [*csv.DictReader(file), {'backbone': 'untested', 'mIoU': ''}]
+    kept = []
+    monkeypatch.setattr(plt, 'close', kept.append)
+    gmacs = {'ours': 1.0, 'theirs': 2.0, 'single': 1.5}
+    draw_costs(read, ['mIoU', 'corrupted'], gmacs, tmp_path / 'costs.png')
+    monkeypatch.undo()
+    (figure,) = kept
+    (ax,) = figure.axes
+    points = [container[0].get_xydata()[0] for container in ax.containers]
+    means = [
+        (gmacs[name], np.mean(values)) for name, values in [('ours', A), ('theirs', B), ('single', [50.0])]
+    ]
+    expected = [(x, mean / part) for x, mean in means for part in (1, 2)]
+    np.testing.assert_allclose(points, expected)
+    ranges = [np.ptp(container[2][0].get_segments()[0][:, 1]) for container in ax.containers]
+    np.testing.assert_allclose(ranges, [np.ptp(v) / part for v in (A, B, [50.0]) for part in (1, 2)])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(gmacs)
+    plt.close(figure)
+    with pytest.raises(ValueError, match='no GMACs of theirs'):
+        draw_costs(read, ['mIoU'], {'ours': 1.0, 'single': 1.5}, tmp_path / 'costs.png')

@@ -39,6 +39,21 @@ def test_weights_of_before_training_give_the_same_after_it(run_tool, shapes, tmp
     assert len(areas) == 1
 
 
+@pytest.mark.parametrize('tool', ['measure_significance', 'visualize_significance'])
+def test_a_mixer_without_significance_is_named(tool, run_tool, shapes, tmp_path):
+    cfg = Config.fromfile(FOLDER / CONFIGS[1])
+    cfg.model.backbone.mixer = 'swin'
+    cfg.dump(tmp_path / 'swin.py')
+    init_default_scope(cfg.default_scope)
+    torch.save({'state_dict': MODELS.build(cfg.model).state_dict()}, tmp_path / 'weights.pth')
+    images = next(shapes.rglob('*.png')).parent
+    options = ('--data-root', shapes) if 'measure' in tool else (images, '--out-dir', tmp_path)
+    result = run_tool(f'{tool}.py', tmp_path / 'swin.py', tmp_path / 'weights.pth', *options)
+    assert result.returncode == 1
+    assert "error: there is no significance to show: the model has the mixer 'swin'" in result.stderr
+    assert 'Traceback' not in result.stderr
+
+
 def test_a_config_that_is_not_there_is_named(run_tool):
     result = run_tool('measure_significance.py', 'absent.py', 'weights.pth')
     assert result.returncode == 1

@@ -1,0 +1,5 @@
+# Some odd sizes, as 252 x 332, are refused by its code: AssertionError, "input feature has wrong size".
+peer = dict(
+    type='mmpretrain.DaViT', arch='tiny', drop_path_rate=0.1, out_indices=(0, 1, 2, 3), pad_small_map=True
+)
+channels = [96, 192, 384, 768]

@@ -1,0 +1,3 @@
+# Takes images of img_size alone: crops in training, sliding windows in the test.
+peer = dict(type='TimmBackbone', name='maxvit_tiny_tf_224', img_size=256, drop_path_rate=0.1)
+channels = [64, 128, 256, 512]

@@ -1,0 +1,2 @@
+_base_ = 'sgformer-t_upernet_camvid.py'
+model = dict(backbone=dict(mixer='biformer'))
