@@ -1,6 +1,7 @@
 """The backbone sharded over two processes by both of torch's FSDP, in mixed precision too."""
 
 # ruff: noqa: E402  older torch versions lack some of it
+import functools
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecision, Mix
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 from mmsgformer import SGFormer
+from mmsgformer.mixers import MIXERS
 from mmsgformer.sgformer import Block, Stage
 
 ARCH = {'embed_dims': (16, 32, 64, 128), 'depths': (2, 2, 2, 1), 'num_heads': (2, 2, 4, 4)}
@@ -46,9 +48,9 @@ def fsdp2(model: SGFormer, units: set[type], low: bool, _: bool) -> nn.Module:
     return fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
-def build(with_cp: bool) -> SGFormer:
+def build(with_cp: bool, mixer: str) -> SGFormer:
     torch.manual_seed(0)
-    return SGFormer(ARCH, drop_path_rate=0.0, with_cp=with_cp)
+    return SGFormer(ARCH, drop_path_rate=0.0, with_cp=with_cp, mixer=mixer)
 
 
 def loss_of(outs: tuple[Tensor, ...]) -> Tensor:
@@ -61,8 +63,8 @@ def work(rank: int, folder: Path, cases: list[tuple]) -> None:
     store = dist.FileStore(str(folder / 'store'), 2)
     dist.init_process_group('gloo', store=store, rank=rank, world_size=2)
     image = torch.randn(1, 3, 64, 75, generator=torch.Generator().manual_seed(1))
-    for number, (wrap, units, low, use_orig_params, with_cp) in enumerate(cases):
-        model = wrap(build(with_cp), UNITS[units], low, use_orig_params)
+    for number, (wrap, units, low, use_orig_params, with_cp, mixer) in enumerate(cases):
+        model = wrap(build(with_cp, mixer), UNITS[units], low, use_orig_params)
         optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
         maps = model(image)
         loss_of(maps).backward()
@@ -77,14 +79,21 @@ def work(rank: int, folder: Path, cases: list[tuple]) -> None:
     dist.destroy_process_group()
 
 
+OWN = 'sgformer'
 CASES = [
-    (fsdp1, 'whole', False, False, False),
-    (fsdp1, 'blocks', False, False, True),
-    (fsdp1, 'blocks', True, False, False),
-    (fsdp1, 'layers', True, True, False),
-    (fsdp2, 'stages', False, False, False),
-    (fsdp2, 'blocks', True, False, True),
-    (fsdp2, 'layers', True, False, False),
+    (fsdp1, 'whole', False, False, False, OWN),
+    (fsdp1, 'blocks', False, False, True, OWN),
+    (fsdp1, 'blocks', True, False, False, OWN),
+    (fsdp1, 'layers', True, True, False, OWN),
+    (fsdp2, 'stages', False, False, False, OWN),
+    (fsdp2, 'blocks', True, False, True, OWN),
+    (fsdp2, 'layers', True, False, False, OWN),
+    *(
+        (wrap, 'blocks', low, False, False, mixer)
+        for mixer in sorted(MIXERS.module_dict)
+        if mixer != OWN
+        for wrap, low in ((fsdp1, False), (fsdp2, True))
+    ),
 ]
 
 
@@ -96,11 +105,11 @@ def results(tmp_path_factory) -> list[list[list[Tensor]]]:
     return [torch.load(folder / f'{number}.pth') for number in range(len(CASES))]
 
 
-@pytest.fixture(scope='module')
-def expected() -> list[list[Tensor]]:
+@functools.cache
+def expected(mixer: str) -> list[list[Tensor]]:
     """The maps of one process, before and after a step."""
     image = torch.randn(1, 3, 64, 75, generator=torch.Generator().manual_seed(1))
-    model = build(with_cp=False)
+    model = build(False, mixer)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     before = model(image)
     loss_of(before).backward()
@@ -109,9 +118,9 @@ def expected() -> list[list[Tensor]]:
 
 
 @pytest.mark.parametrize('number', range(len(CASES)), ids=[f'{c[0].__name__}-{c[1]}-{c[2:]}' for c in CASES])
-def test_sharded_training_is_that_of_one_process(number, results, expected):
+def test_sharded_training_is_that_of_one_process(number, results):
     """Maps before and after a step, up to the precision's rounding."""
     tolerance = 0.1 if CASES[number][2] else 1e-3
-    for ours, exact in zip(results[number], expected, strict=True):
+    for ours, exact in zip(results[number], expected(CASES[number][-1]), strict=True):
         for out, reference in zip(ours, exact, strict=True):
             assert (out - reference).norm() < tolerance * reference.norm()

@@ -7,6 +7,7 @@ import torch
 from mixers.golden import check
 from mixers.oracle import check_formula
 from mixers.pairs import attend_by_pairs, every_pair
+from older_torch import needs_torch
 from tolerances import assert_close
 from torch import Tensor
 
@@ -33,6 +34,7 @@ def test_windows_hide_their_padding(size):
     check_formula(mixer, by_the_formula, torch.randn(2, *size, 12, dtype=torch.float64))
 
 
+@needs_torch(2, 4, 'autocast to float16 on a CPU')
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize('autocast', [False, True])
 def test_the_logits_of_many_tokens_are_kept_in_float32(dtype, autocast):

@@ -5,6 +5,7 @@ from functools import partial
 import pytest
 import torch
 from mixers.golden import check
+from older_torch import needs_torch
 from tolerances import assert_close
 
 from mmsgformer import mixers
@@ -14,6 +15,7 @@ def test_agrees_with_the_official_module():
     check('flow', mixers.build('flow', 16, 2), partial(mixers.from_official, 'flow'))
 
 
+@needs_torch(2, 4, 'autocast to float16 on a CPU')
 @pytest.mark.parametrize('autocast', [False, True])
 def test_sums_over_many_tokens_are_kept_in_float32(autocast):
     """They reach N d / 4, and N times the largest value: more than float16 holds."""
