@@ -28,16 +28,25 @@ def test_the_tokens_that_a_query_sees(tool, name, title, rows, columns):
     assert torch.equal(seen, expected)
 
 
-def test_a_query_depends_on_itself_the_most_in_a_linear_mixer(tool):
-    """The largest is 1, and it is where the derivative by hand says."""
+class RowAbove(torch.nn.Module):
+    """Every token becomes the one above it."""
 
-    class Mean(torch.nn.Module):
-        def forward(self, x, significance):
-            return 0.9 * x + 0.1 * x.mean((1, 2), keepdim=True), significance
+    def forward(self, x, significance):
+        return x.roll(1, 1), significance
 
-    values = tool.sensitivity([Mean()], tool.tokens(tool.scene()))
-    assert values[tool.QUERY] == values.max() == 1
-    assert (values > 0).all()
+
+def test_blocks_keep_what_they_were_given(tool):
+    """Through the second block's row above, the query sees that row, and the one above that."""
+    x = tool.tokens(tool.scene())
+    row, column = tool.QUERY
+    seen = [(tool.sensitivity([RowAbove()] * blocks, x) > 0).nonzero().tolist() for blocks in (1, 2)]
+    assert seen == [[[row - 1, column]], [[row - 2, column], [row - 1, column]]]
+
+
+def test_the_block_that_needs_a_significance_gets_that_of_the_block_before(tool):
+    shown = tool.panels('sgformer', tool.tokens(tool.scene()))
+    assert list(shown) == ['even block', 'odd block', 'two blocks in a row']
+    assert all(values.max() == 1 and (values > 0).all() for values in shown.values())
 
 
 def test_a_picture_for_each_name(run_tool, tmp_path):
