@@ -4,9 +4,9 @@ No token's neighbours are gathered, which would take kernel^2 times the memory o
 attend to all the tokens that one of them sees, with a mask. Where natten is installed and fits, it does this.
 """
 
-import importlib.util
+import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
@@ -16,65 +16,17 @@ from mmsgformer.attention import from_windows, pad_to_multiple, to_windows
 from mmsgformer.mixers.base import QKVMixer
 from mmsgformer.mixers.groups import attend_in_groups
 from mmsgformer.mixers.registry import MIXERS
-
-# Side of a tile of queries.
-TILE = 7
-HAS_NATTEN = importlib.util.find_spec('natten') is not None
+from mmsgformer.mixers.tiles import TILE, Axis, axis, from_groups, spans, to_groups
 
 
-class Axis(NamedTuple):
-    """Who sees whom along one side of the map, whose tokens g, g + dilation, ... are a group, for each g."""
-
-    keys: Tensor
-    """The members of a group that a tile of its queries attends to, (tiles, K)."""
-    seen: Tensor
-    """Whether a query sees a key, (dilation, tiles, TILE, K)."""
-    kind: Tensor
-    """Which of the `offset` tables a tile has, (tiles,)."""
-    offset: Tensor
-    """key - query + kernel - 1, where a query may see the key, (kinds, TILE, K)."""
-
-
-def axis(length: int, kernel: int, dilation: int, stride: int, device: torch.device) -> Axis:
-    """The tables of a side of `length` tokens, at least `dilation`.
-
-    A query sees the `kernel` members of its group around it, or around the leader of its `stride` members; at
-    a border the window moves inward. Where a group has fewer members, it sees them all.
-    """
-    longest = -(-length // dilation)
-    reach = kernel // 2 + stride // 2  # of a tile's queries, beyond the tile
-    span = min(longest, TILE + 2 * reach)
-    tops = range(0, longest, TILE)
-    starts = [min(max(top - reach, 0), longest - span) for top in tops]
-    kinds = sorted({start - top for start, top in zip(starts, tops, strict=True)})
-    kind = [kinds.index(start - top) for start, top in zip(starts, tops, strict=True)]
-
-    def tensor(numbers: Sequence[int]) -> Tensor:
-        return torch.tensor(numbers, device=device)
-
-    places, spanned = tensor(range(TILE)), tensor(range(span))
-    offset = tensor(kinds)[:, None, None] + spanned - places[:, None] + kernel - 1
-    keys = tensor(starts)[:, None] + spanned
-    members = (length + dilation - 1 - tensor(range(dilation)))[:, None, None] // dilation
-    query = (tensor(tops)[:, None] + places).minimum(members - 1)  # (dilation, tiles, TILE)
-    leader = (query // stride * stride + stride // 2).minimum(members - 1)
-    first = (leader - kernel // 2).clamp(min=0).minimum((members - kernel).clamp(min=0))[..., None]
-    seen = (keys[:, None] >= first) & (keys[:, None] < first + kernel) & (keys[:, None] < members[..., None])
-    return Axis(keys, seen, tensor(kind), offset.clamp(0, 2 * kernel - 2))
-
-
-def to_groups(x: Tensor, rows: int, columns: int) -> Tensor:
-    """The tokens in steps of `rows` and `columns`, (B, H, W, C) -> (B * rows * columns, n, m, C), padded."""
-    B, H, W, C = x.shape
-    x = F.pad(x, (0, 0, 0, -W % columns, 0, -H % rows))
-    x = x.view(B, -(-H // rows), rows, -(-W // columns), columns, C).permute(0, 2, 4, 1, 3, 5)
-    return x.flatten(0, 2)
-
-
-def from_groups(x: Tensor, rows: int, columns: int, height: int, width: int) -> Tensor:
-    """The inverse of `to_groups`, cropped: -> (B, height, width, C)."""
-    x = x.unflatten(0, (-1, rows, columns)).permute(0, 3, 1, 4, 2, 5)
-    return x.flatten(3, 4).flatten(1, 2)[:, :height, :width]
+@functools.cache
+def natten() -> ModuleType | None:
+    """The package natten, 0.20 or later, which has strides; None where there is none. Slow to import."""
+    try:
+        import natten.backends
+    except ImportError:
+        return None
+    return natten
 
 
 @MIXERS.register_module(name='neighborhood')
@@ -151,7 +103,7 @@ class NeighborhoodAttention(QKVMixer):
         x = axis(width, self.kernel_size, dx, self.stride, q.device)
         rows, columns = q.shape[1:3]
         queries = to_windows(pad_to_multiple(q, TILE), TILE)
-        k, v = (_spans(t, y.keys, x.keys) for t in (k, v))
+        k, v = (spans(t, y.keys, x.keys) for t in (k, v))
         out = attend_in_groups(queries, k, v, self.num_heads, self._bias(y, x), self.dropout_p)
         return from_groups(from_windows(out, TILE, rows, columns), dy, dx, height, width)
 
@@ -169,27 +121,18 @@ class NeighborhoodAttention(QKVMixer):
         return torch.where(seen, bias, -torch.inf).flatten(0, 1)
 
     def _natten_fits(self, q: Tensor, dilation: int) -> bool:
-        """Whether natten can do this: on a GPU, without bias and dropout, where the neighbourhoods fit."""
-        return (
-            HAS_NATTEN
-            and q.is_cuda
-            and self.bias_table is None
-            and self.dropout_p == 0
-            and min(q.shape[1:3]) >= self.kernel_size * dilation
-        )
+        """Whether natten's kernels do this: on a GPU, no bias, no dropout, and the neighbourhoods fit."""
+        wanted = q.is_cuda and self.bias_table is None and self.dropout_p == 0
+        if not wanted or min(q.shape[1:3]) < self.kernel_size * dilation or natten() is None:
+            return False
+        q = q.unflatten(-1, (self.num_heads, -1))
+        return natten().backends.can_run_cutlass_fna(q, q, q)
 
     def _natten(self, q: Tensor, k: Tensor, v: Tensor, dilation: int) -> Tensor:
         """`_attend`, by natten."""
-        from natten.functional import na2d  # optional
-
         q, k, v = (t.unflatten(-1, (self.num_heads, -1)) for t in (q, k, v))
-        return na2d(q, k, v, kernel_size=self.kernel_size, stride=self.stride, dilation=dilation).flatten(3)
-
-
-def _spans(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Rows (tiles, K) and columns (tiles, K') of maps (B, n, m, C), for each tile: (B * tiles, K * K', C)."""
-    x = x[:, rows][:, :, :, columns]  # (B, tiles, K, tiles, K', C)
-    return x.transpose(2, 3).flatten(3, 4).flatten(0, 2)
+        out = natten().na2d(q, k, v, self.kernel_size, self.stride, dilation)
+        return out.flatten(3)
 
 
 def _of_block(dilation: int | str | Sequence, stage: int, block: int) -> int | None:

@@ -296,10 +296,14 @@ def test_significance_is_drawn_while_training_and_changes_nothing(make_runner, t
     assert [image.step for image in events.Images('significance_0')] == [0, 1]
 
 
+RESNET = dict(_delete_=True, type='mmseg.ResNetV1c', depth=18)
+
+
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
         ({'validate': True, 'model.backbone.mixer': 'swin'}, "the model has the mixer 'swin'"),
+        ({'validate': True, 'model.backbone': RESNET}, 'the model has the ResNetV1c, and only an SGFormer'),
         ({'validate': False}, 'needs a val_dataloader'),
     ],
 )

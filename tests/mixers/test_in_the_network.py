@@ -89,6 +89,16 @@ def test_compiles_without_a_graph_break(mixer, block):
         assert_close(ours, eager, NETWORK[torch.float64].backward, i)
 
 
+@pytest.mark.slow
+@needs_torch(2, 6, 'tracing of zip(strict=True) and itertools.pairwise')
+def test_is_exported_at_a_fixed_size(mixer):
+    model = SGFormer(SMALL, mixer=mixer).eval()
+    image = torch.randn(1, 3, 96, 80)
+    exported = torch.export.export(model, (image,), strict=False).module()
+    for ours, eager in zip(exported(image), model(image), strict=True):
+        assert_close(ours, eager, NETWORK[torch.float32].forward)
+
+
 def test_layer_decay_and_costs_know_it(mixer):
     """Every parameter has a depth, and the counted multiplications grow with the image."""
     model = SGFormer(SMALL, mixer=mixer).eval()

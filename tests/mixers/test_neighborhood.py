@@ -1,6 +1,7 @@
 """Neighbourhoods: the official module's numbers, loops over neighbours, natten itself, and bad arguments."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -69,6 +70,16 @@ def test_any_size_is_what_the_definition_says(size, setting, bias):
     check_formula(mixer, by_the_formula, torch.randn(2, *size, 8, dtype=torch.float64))
 
 
+@pytest.mark.parametrize('dilation', [1, 4])
+def test_no_neighbours_are_gathered(dilation):
+    """They would be 49 times the keys, and as much of the values, kept for the backward pass."""
+    mixer, kept = mixers.build('neighborhood', 32, 1, dilation=dilation), []
+    x = torch.randn(1, 56, 56, 32, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(t.numel()), t)[1], lambda t: t):
+        mixer(x)
+    assert sum(kept) < 49 * x.numel()
+
+
 @pytest.mark.filterwarnings('ignore:flex_attention called without torch.compile')
 @pytest.mark.parametrize('setting', [(7, 1, 1), (3, 2, 1), (3, 4, 2), (7, 1, 7), (4, 2, 3)], ids=str)
 def test_natten_gives_the_same(setting):
@@ -82,16 +93,20 @@ def test_natten_gives_the_same(setting):
 
 
 @pytest.mark.parametrize(
-    ('arguments', 'fits'),
+    ('arguments', 'installed', 'fits'),
     [
-        ({}, True),
-        ({'bias': True}, False),
-        ({'attn_drop': 0.1}, False),
-        ({'dilation': 3}, False),  # the map is smaller than 7 * 3
+        ({}, True, True),
+        ({}, False, False),
+        ({'bias': True}, True, False),
+        ({'attn_drop': 0.1}, True, False),
+        ({'dilation': 3}, True, False),  # the map is smaller than 7 * 3
     ],
 )
-def test_natten_is_used_where_it_fits(arguments, fits, monkeypatch):
-    monkeypatch.setattr(neighborhood, 'HAS_NATTEN', True)
+def test_natten_is_used_where_it_fits(arguments, installed, fits, monkeypatch):
+    """On a GPU for which it was built; it says so itself."""
+    kernels = SimpleNamespace(can_run_cutlass_fna=lambda q, k, v: q.shape == (1, 14, 20, 2, 4))
+    package = SimpleNamespace(backends=kernels) if installed else None
+    monkeypatch.setattr(neighborhood, 'natten', lambda: package)
 
     class OnGpu(torch.Tensor):
         is_cuda = True
