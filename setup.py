@@ -45,7 +45,7 @@ setup(
     package_data={'mmsgformer.ops': ['*.cpp'], 'mmsgformer.report': ['page.html']},
     python_requires='>=3.10,<3.13',
     # MMEngine is left to the user: listing one of its two distributions would install it over the other.
-    install_requires=['torch>=2.1'],
+    install_requires=['torch>=2.1', 'ninja'],
     extras_require={
         'full': requirements('torch', 'mmcv', 'frameworks'),
         'dev': requirements('dev'),
