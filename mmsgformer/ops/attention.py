@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmsgformer.compat import HAS_TRITON
+from mmsgformer.compat import HAS_TRITON, is_exporting
 from mmsgformer.ops.attention_chunked import chunked_attention, quicker_than_torch
 
 # A block of queries and one of keys must fit into a GPU's shared memory.
@@ -58,6 +58,8 @@ def attention_with_column_means(
         ValueError: There is no such backend.
         RuntimeError: The backend cannot run here; the message says why.
     """
+    if is_exporting():
+        return _plain_attention(q, k, v, valid)
     may_fall_back = backend == 'auto'
     backend = _choose_backend(backend, q)
     if backend == 'reference':
@@ -72,6 +74,16 @@ def attention_with_column_means(
         from mmsgformer.ops.attention_triton import triton_column_means  # Triton is optional
 
         return out, triton_column_means(q, k, valid, may_fall_back)
+
+
+def _plain_attention(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`attention_with_column_means` in operators that every exporter knows, with the whole softmax matrix."""
+    logits = (q * q.shape[-1] ** -0.5) @ k.mT
+    if valid is None:
+        weights = logits.softmax(dim=-1)
+        return weights @ v, weights.mean(dim=(1, 2))
+    weights = logits.masked_fill(~valid[:, None, None], -torch.inf).softmax(dim=-1)
+    return weights @ v, (weights * valid[:, None, :, None]).mean(dim=(1, 2))
 
 
 def _torch_attention(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, dropout_p: float) -> Tensor:

@@ -30,7 +30,7 @@ def quicker_than_torch(q: Tensor, k: Tensor) -> bool:
 
     It is where there are many queries and oneDNN's products are much quicker than MKL's, which torch's uses.
     """
-    return _CHUNKS_ARE_QUICKER and q.shape[2] * k.shape[2] >= _MIN_ELEMENTS and onednn_pays(q, k)
+    return _CHUNKS_ARE_QUICKER and onednn_pays(q, k) and q.shape[2] * k.shape[2] >= _MIN_ELEMENTS
 
 
 @custom_op(

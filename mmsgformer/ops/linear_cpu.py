@@ -51,12 +51,12 @@ def onednn_pays(x: Tensor, weight: Tensor) -> bool:
     """Plain float32 on such a CPU, and nobody records the operators."""
     return (
         _ONEDNN_IS_QUICKER
+        and not is_compiling()
         and x.device.type == weight.device.type == 'cpu'
         and x.dtype == weight.dtype == torch.float32
         and x.numel() > 0
         and not is_autocast_enabled('cpu')
         and not torch.jit.is_tracing()
-        and not is_compiling()
     )
 
 
