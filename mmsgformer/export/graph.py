@@ -14,7 +14,7 @@ from torch.export import Dim
 
 from mmsgformer.checkpoint.files import write_file
 from mmsgformer.export.errors import ExportError
-from mmsgformer.export.sort import sort_by_topk, sort_in_blocks
+from mmsgformer.export.sort import argsort, sort_by_topk, sort_in_blocks
 from mmsgformer_runtime.model import OPSET
 
 aten = torch.ops.aten
@@ -50,7 +50,9 @@ def export_onnx(
     with torch.no_grad(), torch.fx.experimental._config.patch(backed_size_oblivious=True):
         program = torch.export.export(module, (), dict(inputs), dynamic_shapes=shapes, strict=False)
         if small_topk:
-            program = program.run_decompositions({aten.sort.stable: sort_in_blocks})
+            program = program.run_decompositions(
+                {aten.sort.stable: sort_in_blocks, aten.argsort.stable: argsort}
+            )
         exported = torch.onnx.export(
             program,
             (),

@@ -23,6 +23,11 @@ def sort_by_topk(
     return op.TopK(x, length, axis=dim, largest=int(descending), sorted=1)
 
 
+def argsort(x: Tensor, *, stable: bool, dim: int = -1, descending: bool = False) -> Tensor:
+    """`torch.argsort` by a sort, which is exported in one form or the other."""
+    return x.sort(stable=stable, dim=dim, descending=descending).indices
+
+
 def sort_in_blocks(
     x: Tensor, *, stable: bool | None = None, dim: int = -1, descending: bool = False
 ) -> tuple[Tensor, Tensor]:
