@@ -77,7 +77,7 @@ def suppress(
     """
     apart = boxes + groups.to(boxes.dtype)[:, None] * (border.max() + 1)
     kept = torchvision.ops.nms(apart, scores, threshold)
-    return kept[scores[kept].argsort(descending=True)[:most]]
+    return kept[best(scores[kept], most)[1]]
 
 
 def best(scores: Tensor, most: int) -> tuple[Tensor, Tensor]:
