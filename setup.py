@@ -41,7 +41,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     cmdclass={'build_py': BuildWithMim},
-    packages=find_packages(include=['mmsgformer', 'mmsgformer.*']),
+    packages=find_packages(include=['mmsgformer', 'mmsgformer.*', 'mmsgformer_runtime']),
     package_data={'mmsgformer.ops': ['*.cpp'], 'mmsgformer.report': ['page.html']},
     python_requires='>=3.10,<3.13',
     # MMEngine is left to the user: listing one of its two distributions would install it over the other.
@@ -49,5 +49,6 @@ setup(
     extras_require={
         'full': requirements('torch', 'mmcv', 'frameworks'),
         'dev': requirements('dev'),
+        'export': requirements('export'),
     },
 )

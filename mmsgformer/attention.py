@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmsgformer.compat import is_exporting
 from mmsgformer.ops import attention_with_column_means, dot_product_attention, sorted_runs
 
 WINDOW_SIZE = 7
@@ -34,10 +35,17 @@ def conv_channels_last(conv: nn.Conv2d, x: Tensor) -> Tensor:
     return conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
+def multiples(length: int, size: int) -> int:
+    """How many pieces of `size` cover a length. Not `-(-length // size)`: ONNX's division rounds to zero."""
+    return (length + size - 1) // size
+
+
 def pad_to_multiple(x: Tensor, size: int) -> Tensor:
     """Zero-pad a map (B, H, W, C) at the right and bottom until `size` divides H and W."""
     height, width = x.shape[1:3]
-    return F.pad(x, (0, 0, 0, -width % size, 0, -height % size))
+    # Not `-width % size`: an exporter would not see that the result is a multiple.
+    bottom, right = (multiples(side, size) * size - side for side in (height, width))
+    return F.pad(x, (0, 0, 0, right, 0, bottom))
 
 
 def to_windows(x: Tensor, size: int) -> Tensor:
@@ -49,9 +57,17 @@ def to_windows(x: Tensor, size: int) -> Tensor:
 
 def from_windows(windows: Tensor, size: int, height: int, width: int) -> Tensor:
     """The inverse of `to_windows`, cropped: (B * windows, size * size, C) -> (B, height, width, C)."""
-    rows, columns = -(-height // size), -(-width // size)
+    rows, columns = multiples(height, size), multiples(width, size)
     x = windows.unflatten(1, (size, size)).unflatten(0, (-1, rows, columns))
     x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+    return crop(x, height, width)
+
+
+def crop(x: Tensor, height: int, width: int) -> Tensor:
+    """The upper left part of a map (B, H, W, ...)."""
+    if is_exporting():  # how long a slice is an exporter cannot tell
+        rows, columns = (torch.arange(side, device=x.device) for side in (height, width))
+        return x.index_select(1, rows).index_select(2, columns)
     return x[:, :height, :width]
 
 
@@ -149,7 +165,7 @@ class HybridScaleAttention(Attention):
         out, means = attention_with_column_means(q, k, v, None, self.dropout_p, self.backend)
         # Every token has the attention that its cell of the reduced map receives.
         means = means.view(B, rows, 1, columns, 1).expand(B, rows, r, columns, r)
-        means = means.reshape(B, rows * r, columns * r)[:, :H, :W]
+        means = crop(means.reshape(B, rows * r, columns * r), H, W)
         return join_heads(out).view(B, H, W, C // 2), means
 
     def _attend_locally(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,7 +174,7 @@ class HybridScaleAttention(Attention):
         qkv = to_windows(pad_to_multiple(self.local_qkv(x), WINDOW_SIZE), WINDOW_SIZE)  # (windows, 49, 3C/2)
         q, k, v = (split_heads(t, self.num_heads // 2) for t in qkv.chunk(3, dim=-1))
         valid = None  # (windows, 49), where windows are cut by the border
-        if H % WINDOW_SIZE or W % WINDOW_SIZE:
+        if is_exporting() or H % WINDOW_SIZE or W % WINDOW_SIZE:  # exported is what is right for every size
             valid = pad_to_multiple(x.new_ones(1, H, W, 1, dtype=torch.bool), WINDOW_SIZE)
             valid = to_windows(valid.expand(B, -1, -1, -1), WINDOW_SIZE).squeeze(-1)
         # A cut window's means are over 49 queries too: its padding pays no attention.

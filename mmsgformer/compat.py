@@ -13,6 +13,8 @@ TORCH = tuple(int(part) for part in torch.__version__.split('+')[0].split('.')[:
 READS_PTH_SAFELY = TORCH >= (2, 6)
 # The kernels are written for Triton 3.4 and later; torch 2.8 brought it.
 HAS_TRITON = TORCH >= (2, 8) and importlib.util.find_spec('triton') is not None
+# `torch.export` and its way to ONNX, for lengths that are not known.
+EXPORTS_ANY_SIZE = TORCH >= (2, 10)
 # FlopCounterMode tells the modules apart, whatever their inputs are.
 COUNTS_BY_MODULE = TORCH >= (2, 4)
 # The gradient of torch's fused attention on a CPU, with a mask.
@@ -97,3 +99,20 @@ def is_autocast_enabled(device_type: str) -> bool:
 def is_compiling() -> bool:
     """`torch.compiler.is_compiling` (2.3)."""
     return torch.compiler.is_compiling() if TORCH >= (2, 3) else torch._dynamo.is_compiling()
+
+
+def is_exporting() -> bool:
+    """`torch.compiler.is_exporting` (2.7); nothing is exported with an older one."""
+    return TORCH >= (2, 7) and torch.compiler.is_exporting()
+
+
+def as_number(length: int) -> int:
+    """A length that is exported as a number of its own, not as the formula that it comes from.
+
+    torch's exporter carries the formulas of all lengths along and compares them, which soon takes minutes.
+    """
+    if isinstance(length, int) or not is_exporting():
+        return length
+    number = torch.scalar_tensor(length, dtype=torch.int64).item()
+    torch._check(number >= 1)
+    return number

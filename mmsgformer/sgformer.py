@@ -18,6 +18,7 @@ from mmsgformer import mixers
 from mmsgformer.archs import NUM_STAGES, resolve_arch
 from mmsgformer.attention import conv_channels_last
 from mmsgformer.checkpoint.load import load_backbone
+from mmsgformer.compat import is_exporting
 from mmsgformer.mixers.registry import as_config
 from mmsgformer.mixers.tap import TokenAwarePooling
 from mmsgformer.ops.attention import check_backend
@@ -358,7 +359,7 @@ class SGFormer(BaseModule):
         """Image (B, in_channels, H, W) -> one map (B, C_i, ceil(H / s_i), ceil(W / s_i)) per out index."""
         if not torch.is_tensor(x):
             raise TypeError(f'SGFormer takes a tensor of images, got {type(x).__name__}')
-        if x.ndim != 4 or x.shape[1] != self.in_channels or min(x.shape[2:]) < MIN_SIZE:
+        if x.ndim != 4 or x.shape[1] != self.in_channels or x.shape[2] < MIN_SIZE or x.shape[3] < MIN_SIZE:
             raise ValueError(
                 f'SGFormer takes images (B, {self.in_channels}, H, W) with H, W >= {MIN_SIZE}, '
                 f'got shape {tuple(x.shape)}; resize or pad smaller images, set in_channels for other inputs'
@@ -388,7 +389,7 @@ class SGFormer(BaseModule):
     def _position_embedding(self, height: int, width: int) -> Tensor:
         """The position embedding for a map of this size, (1, height, width, C)."""
         grid = self.pos_embed.unflatten(1, self.pretrain_grid)[0]
-        if (height, width) == self.pretrain_grid:
+        if not is_exporting() and (height, width) == self.pretrain_grid:  # no branch on the size
             return grid[None]
         with without_autocast(grid):
             grid = at_least_float32(grid)

@@ -109,6 +109,24 @@ def parse_input(text: str) -> tuple[int, int, int]:
         raise argparse.ArgumentTypeError(f'{text!r} is not SIZE[:BATCH] or HEIGHTxWIDTH[:BATCH]') from None
 
 
+@MODELS.register_module(force=True)  # tests load this file more than once
+class ExportedBackbone(nn.Module):
+    """What `tools/export.py --what backbone` wrote, run on the CPU by as many threads as torch has.
+
+    NAME={'type': 'ExportedBackbone', 'path': FILE, 'backend': 'openvino'}; the other is 'onnxruntime'.
+    """
+
+    def __init__(self, path: str, backend: str = 'onnxruntime') -> None:
+        super().__init__()
+        from mmsgformer_runtime import Model  # its backends are optional
+
+        self.exported = Model(path, backend, torch.get_num_threads())
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Images (B, C, H, W) -> the maps."""
+        return tuple(torch.from_numpy(m) for m in self.exported.run(images.numpy()).values())
+
+
 def import_framework(config: dict) -> None:
     """Import what the `mmdet.` or the like in front of a config's type names."""
     scope, _, _ = config['type'].rpartition('.')
@@ -232,7 +250,8 @@ def measure(arguments: argparse.Namespace) -> Iterator[list[dict]]:
                 results[name] |= {'seconds': statistics.median(t), 'all_seconds': t}
             for name, config in configs.items():
                 with suppress(*SIZE_ERRORS):
-                    results[name]['gmacs'] = count_gmacs(config, case)
+                    if config['type'] != 'ExportedBackbone':  # whose operators torch does not see
+                        results[name]['gmacs'] = count_gmacs(config, case)
                 if 'seconds' in results[name] and not arguments.no_memory:
                     results[name]['peak_mib'] = peak_memory_in_a_fresh_process(
                         config, case, device, amp, arguments.threads

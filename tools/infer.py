@@ -4,7 +4,12 @@ OUT_DIR/pictures/IMAGE.png has the predictions drawn (a video comes out as OUT_D
 OUT_DIR/predictions.json has, by image name, boxes (x1, y1, x2, y2 in pixels) with masks as COCO's RLE, or the
 share of the image of each class with OUT_DIR/label_maps/IMAGE.png (16 bits above 256 classes), or the class
 of the whole image. It is written twice a minute, so that little is lost when the run is ended.
+
+With --model FILE instead of a config and a checkpoint it runs what tools/export.py wrote, without torch or
+the frameworks: `--model FILE --help` says how.
 """
+
+from __future__ import annotations
 
 import json
 import sys
@@ -12,17 +17,16 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import mmcv
 import numpy as np
-from mmengine.structures import BaseDataElement
-from pycocotools import mask as coco_mask
-from rich.progress import track
 
-from mmsgformer.checkpoint.files import CheckpointError, write_file
-from mmsgformer.cli import check_writable, expanded_path, predictor_parser, refuse_earlier_results
-from mmsgformer.data import DataError
-from mmsgformer.visualization.predictions import Predictor, describe_failure, find_images
+# The frameworks are imported where they are needed: an exported model needs none of them.
+if TYPE_CHECKING:
+    import mmcv
+    from mmengine.structures import BaseDataElement
+
+    from mmsgformer.visualization.predictions import Predictor
 
 SAVED_EVERY = 30  # seconds
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm')
@@ -30,6 +34,9 @@ VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm')
 
 def describe(sample: BaseDataElement, classes: tuple[str, ...], label_map: Path) -> dict:
     """A data sample's predictions as plain values; a segmentation's label map is written to a PNG file."""
+    import mmcv
+    from pycocotools import mask as coco_mask
+
     if 'pred_instances' in sample:
         found = sample.pred_instances.numpy()
         instances = [
@@ -53,6 +60,19 @@ def describe(sample: BaseDataElement, classes: tuple[str, ...], label_map: Path)
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the arguments, predict; an image that fails is reported and makes the exit code 1."""
+    argv = sys.argv[1:] if argv is None else argv
+    if any(argument.partition('=')[0] == '--model' for argument in argv):
+        from mmsgformer_runtime.__main__ import main as run_exported
+
+        run_exported(argv)
+        return
+    import mmcv
+
+    from mmsgformer.checkpoint.files import CheckpointError
+    from mmsgformer.cli import check_writable, expanded_path, predictor_parser, refuse_earlier_results
+    from mmsgformer.data import DataError
+    from mmsgformer.visualization.predictions import Predictor, find_images
+
     parser = predictor_parser(__doc__)
     parser.add_argument('input', type=expanded_path, help='an image, a folder of images, or a video')
     args = parser.parse_args(argv)
@@ -102,6 +122,8 @@ def read_video(path: Path) -> mmcv.VideoReader:
     Raises:
         FileNotFoundError: There is no such file, or it is not a readable video.
     """
+    import mmcv
+
     video = mmcv.VideoReader(str(path)) if path.is_file() else []
     if not len(video):
         raise FileNotFoundError(f'{path} is not a readable video')
@@ -113,6 +135,12 @@ def infer(predictor: Predictor, images: list[Path], out_dir: Path) -> list[str]:
 
     predictions.json is written in any case, with the images until then.
     """
+    import mmcv
+    from rich.progress import track
+
+    from mmsgformer.checkpoint.files import write_file
+    from mmsgformer.visualization.predictions import describe_failure
+
     classes = predictor.visualizer.dataset_meta['classes']
     predictions, bad = {}, []
     saved = time.monotonic()

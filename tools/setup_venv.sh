@@ -10,9 +10,10 @@ fail() { echo "setup: $*" >&2; exit 1; }
 
 case ${STACK:-maintained} in
   maintained) # the onedl-* forks, on a recent torch
-    venv=.venv requirements=requirements newest=12 setuptools='setuptools>=77,<82' ;;
+    venv=.venv requirements=requirements newest=12 setuptools='setuptools>=77,<82'
+    more='-r requirements/export.txt' ;; # which asks for a recent torch
   upstream) # the last versions that OpenMMLab released, on the torch that they were made for
-    venv=.venv-upstream requirements=requirements/upstream newest=11 setuptools='setuptools<70' ;;
+    venv=.venv-upstream requirements=requirements/upstream newest=11 setuptools='setuptools<70' more= ;;
   *) fail "STACK must be maintained or upstream, got $STACK" ;;
 esac
 log=$venv/setup.log
@@ -125,7 +126,7 @@ print(f"torch{torch.__version__}-python{sys.version_info[0]}.{sys.version_info[1
   step "mmcv (compiles its operators: about 6 minutes on 2 cores; kept in $wheels)" compile_mmcv
 fi
 step "mmengine, mmdet, mmseg, mmpretrain and mmsgformer" "${pip[@]}" "$setuptools" wheel \
-  -r $requirements/torch.txt -r $requirements/mmcv.txt -r $requirements/frameworks.txt -r requirements/dev.txt
+  -r $requirements/torch.txt -r $requirements/mmcv.txt -r $requirements/frameworks.txt -r requirements/dev.txt $more
 step "mmsgformer itself" "${pip[@]}" --no-build-isolation --no-deps -e .
 step "OpenCV without a desktop's libraries" "${pip[@]}" --no-deps --force-reinstall -r $requirements/opencv.txt
 step "trying the imports" "$venv/bin/python" -c 'import mmcv.ops, mmdet, mmpretrain, mmseg, mmsgformer'

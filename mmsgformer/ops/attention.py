@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmsgformer.compat import HAS_TRITON
+from mmsgformer.compat import HAS_TRITON, is_compiling, is_exporting
 from mmsgformer.ops import attention_cpu
 from mmsgformer.ops.attention_chunked import chunked_attention
 
@@ -37,7 +37,8 @@ def dot_product_attention(
         dropout_p: Dropout on the attention weights.
         bias: Added to the logits, (B or 1, heads or 1, Q or 1, K).
     """
-    if bias is None and dropout_p == 0 and k.shape[2] >= _MIN_KEYS and attention_cpu.fits(q):
+    ours = not is_compiling() and bias is None and dropout_p == 0
+    if ours and k.shape[2] >= _MIN_KEYS and attention_cpu.fits(q):
         return chunked_attention(q, k, v, None)[0]
     return _torch_attention(q, k, v, bias, dropout_p)
 
@@ -71,6 +72,8 @@ def attention_with_column_means(
         ValueError: There is no such backend.
         RuntimeError: The backend cannot run here; the message says why.
     """
+    if is_exporting():
+        return _plain_attention(q, k, v, valid)
     may_fall_back = backend == 'auto'
     backend = _choose_backend(backend, q)
     if backend == 'reference':
@@ -85,6 +88,16 @@ def attention_with_column_means(
         from mmsgformer.ops.attention_triton import triton_column_means  # Triton is optional
 
         return out, triton_column_means(q, k, valid, may_fall_back)
+
+
+def _plain_attention(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`attention_with_column_means` in operators that every exporter knows, with the whole softmax matrix."""
+    logits = (q * q.shape[-1] ** -0.5) @ k.mT
+    if valid is None:
+        weights = logits.softmax(dim=-1)
+        return weights @ v, weights.mean(dim=(1, 2))
+    weights = logits.masked_fill(~valid[:, None, None], -torch.inf).softmax(dim=-1)
+    return weights @ v, (weights * valid[:, None, :, None]).mean(dim=(1, 2))
 
 
 def _torch_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout_p: float) -> Tensor:

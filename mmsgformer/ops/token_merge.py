@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mmsgformer.compat import as_number
+
 
 def merge_tokens(
     tokens: Tensor, significance: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]
@@ -56,7 +58,7 @@ def sorted_runs(tokens: Tensor, significance: Tensor, run_lengths: Sequence[int]
     # One gather for all parts, on the flattened batch: index_select is the fastest gather on CPU.
     index = order[:, torch.cat(positions)] + torch.arange(batch, device=tokens.device)[:, None] * num_tokens
     picked = tokens.flatten(0, 1).index_select(0, index.flatten()).view(*index.shape, channels)
-    parts = picked.split([len(p) for p in positions], dim=1)
+    parts = picked.split([p.shape[0] for p in positions], dim=1)
     return [part.unflatten(1, (-1, length)) for part, length in zip(parts, run_lengths, strict=True)]
 
 
@@ -99,5 +101,5 @@ def _run_positions(start: int, stop: int, run_length: int, device: torch.device)
     partial.
     """
     size = stop - start
-    stretched = -(-size // run_length) * run_length
+    stretched = as_number((size + run_length - 1) // run_length) * run_length
     return start + torch.arange(stretched, device=device) * size // stretched
