@@ -198,11 +198,12 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attend(const at::Tensor& q, const
   return {out, means, lse};
 }
 
-// q (B, heads, Q, d), k and v (B, heads, K, d), channels next to each other; valid (B, K) for Q = K -> output (B, heads, Q, d), column means (B, K), log-sum-exp (B, heads, Q).
+// q (B, heads, Q, d), k and v (B, heads, K, d), channels next to each other; valid (B, K) for Q = K, or empty
+// -> output (B, heads, Q, d), column means (B, K), log-sum-exp (B, heads, Q).
 std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_cpu(const at::Tensor& q, const at::Tensor& k,
                                                              const at::Tensor& v,
-                                                             const std::optional<at::Tensor>& valid) {
-  const bool* const real = valid ? valid->data_ptr<bool>() : nullptr;
+                                                             const at::Tensor& valid) {
+  const bool* const real = valid.numel() ? valid.data_ptr<bool>() : nullptr;
   if (q.scalar_type() == at::kFloat) return attend<float>(q, k, v, real);
   if (q.scalar_type() == at::kHalf) return attend<at::Half>(q, k, v, real);
   return attend<at::BFloat16>(q, k, v, real);
@@ -211,6 +212,6 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attention_cpu(const at::Tensor& q
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(mmsgformer, library) {
-  library.def("attention_cpu(Tensor q, Tensor k, Tensor v, Tensor? valid) -> (Tensor, Tensor, Tensor)");
+  library.def("attention_cpu(Tensor q, Tensor k, Tensor v, Tensor valid) -> (Tensor, Tensor, Tensor)");
   library.impl("attention_cpu", c10::DispatchKey::CPU, &attention_cpu);
 }

@@ -27,7 +27,8 @@ def fits(q: Tensor) -> bool:
 def attend(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """What `chunked_attention` says, by the operator."""
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    return torch.ops.mmsgformer.attention_cpu(q, k, v, valid if valid is None else valid.contiguous())
+    valid = q.new_empty(0, dtype=torch.bool) if valid is None else valid.contiguous()
+    return torch.ops.mmsgformer.attention_cpu(q, k, v, valid)
 
 
 @functools.cache
@@ -38,6 +39,8 @@ def is_available() -> bool:
     """
     if os.environ.get('MMSGFORMER_CPU_KERNEL') == '0':
         return False
+    if hasattr(torch.ops.mmsgformer, 'attention_cpu'):  # this process has it
+        return True
     library = library_path()
     try:
         if library.exists():
