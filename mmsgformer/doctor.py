@@ -480,6 +480,12 @@ CAUSES = (
         lambda facts, _, match: f'grep -n register_module {facts.owners.get("mmengine", match.group(1))}',
     ),
     Cause(
+        r"'(\S+)' is not a valid value for backend",
+        'MPLBACKEND',
+        'MPLBACKEND names a backend of another environment, as in a notebook: {found}',
+        lambda *_: 'export MPLBACKEND=agg',
+    ),
+    Cause(
         r"No module named '(\w+)'",
         'no {found}',
         '{package} needs {found}, which is not installed',

@@ -289,7 +289,14 @@ def old_libstdcxx(e: Environment) -> None:
     e.variables['LD_LIBRARY_PATH'] = f'{e.site}/../compiler'
 
 
+def backend_of_a_notebook(e: Environment) -> None:
+    """A kernel tells its children to draw into its pages."""
+    error = "Key backend: 'module://matplotlib_inline.backend_inline' is not a valid value for backend"
+    e.write('mmdet/__init__.py', f'raise ValueError({error!r})')
+
+
 TROUBLES = (
+    (backend_of_a_notebook, 'error', 'MPLBACKEND', 'export MPLBACKEND=agg'),
     (lambda e: e.remove('torch'), 'error', 'no torch', PINNED_TORCH),
     (lambda e: e.remove('mmengine'), 'error', 'no mmengine', 'pip install onedl-mmengine==0.10.12'),
     (lambda e: e.remove('mmsgformer'), 'error', 'no mmsgformer', f'pip install --no-deps -e {ROOT}'),
