@@ -61,9 +61,8 @@ class AttentionDiversificationHook(Hook):
 
     def _add_loss(self, model: nn.Module, args: tuple, output: object) -> object:
         """What a model gives in mode 'loss' is a dict."""
-        seen = [
-            weights for weights in self.attention if weights.numel()
-        ]  # a map smaller than a window has none
+        # A map smaller than a window has no weights.
+        seen = [weights for weights in self.attention if weights.numel()]
         if isinstance(output, dict) and seen:
             return {**output, 'loss_adl': self.weight * diversification_loss(seen)}
         return output

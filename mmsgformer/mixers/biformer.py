@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmsgformer.attention import conv_channels_last, join_heads, split_heads
+from mmsgformer.attention import conv_channels_last, join_heads, multiples, split_heads
 from mmsgformer.mixers.base import QKVMixer
 from mmsgformer.mixers.regions import from_regions, to_regions
 from mmsgformer.mixers.registry import MIXERS
@@ -63,7 +63,9 @@ class BiLevelRoutingAttention(QKVMixer):
     def forward(self, x: Tensor, significance: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """x (B, H, W, C) -> output (B, H, W, C); the significance is passed on as it came."""
         height, width = x.shape[1:3]
-        side = tuple(max(n // self.n_win, 1) if self.nchw else -(-n // self.n_win) for n in (height, width))
+        side = tuple(
+            max(n // self.n_win, 1) if self.nchw else multiples(n, self.n_win) for n in (height, width)
+        )
         if not (self.nchw or self.mask_padding):
             x = F.pad(x, (0, 0, 0, side[1] * self.n_win - width, 0, side[0] * self.n_win - height))
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, H, W, C)

@@ -3,6 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmsgformer.attention import multiples
+
 
 def to_regions(x: Tensor, side: tuple[int, int]) -> Tensor:
     """A map (B, H, W, C), zero-padded at the right and bottom -> (B, regions, tokens of a region, C)."""
@@ -14,5 +16,5 @@ def to_regions(x: Tensor, side: tuple[int, int]) -> Tensor:
 
 def from_regions(regions: Tensor, side: tuple[int, int], height: int, width: int) -> Tensor:
     """The inverse of `to_regions`, cropped: (B, regions, tokens of a region, C) -> (B, height, width, C)."""
-    x = regions.unflatten(2, side).unflatten(1, (-1, -(-width // side[1])))
+    x = regions.unflatten(2, side).unflatten(1, (-1, multiples(width, side[1])))
     return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, :height, :width]

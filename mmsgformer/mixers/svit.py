@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmsgformer.attention import join_heads
+from mmsgformer.attention import join_heads, multiples
 from mmsgformer.mixers.base import QKVMixer
 from mmsgformer.mixers.regions import from_regions, to_regions
 from mmsgformer.mixers.registry import MIXERS
@@ -59,7 +59,7 @@ class SuperTokenAttention(QKVMixer):
             return self._attend(x), significance
         height, width = x.shape[1:3]
         side = (self.stoken_size,) * 2
-        grid = -(-height // side[0]), -(-width // side[1])
+        grid = multiples(height, side[0]), multiples(width, side[1])
         cells = to_regions(x, side)  # (B, cells, T, C)
         real = to_regions(torch.ones_like(x[:1, ..., :1]), side)  # (1, cells, T, 1), 0 where padded
         if not self.mask_padding:

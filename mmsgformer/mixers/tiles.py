@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmsgformer.attention import multiples
+
 # Side of a tile of queries.
 TILE = 7
 
@@ -34,7 +36,7 @@ def axis(length: int, kernel: int, dilation: int, stride: int, device: torch.dev
     A query sees the `kernel` members of its group around it, or around the leader of its `stride` members; at
     a border the window moves inward. Where a group has fewer members, it sees them all.
     """
-    longest = -(-length // dilation)
+    longest = multiples(length, dilation)
     reach = kernel // 2 + stride // 2  # of a tile's queries, beyond the tile
     span = min(longest, TILE + 2 * reach)
     tops = range(0, longest, TILE)
@@ -60,7 +62,7 @@ def to_groups(x: Tensor, rows: int, columns: int) -> Tensor:
     """The tokens in steps of `rows` and `columns`, (B, H, W, C) -> (B * rows * columns, n, m, C), padded."""
     B, H, W, C = x.shape
     x = F.pad(x, (0, 0, 0, -W % columns, 0, -H % rows))
-    x = x.view(B, -(-H // rows), rows, -(-W // columns), columns, C).permute(0, 2, 4, 1, 3, 5)
+    x = x.view(B, multiples(H, rows), rows, multiples(W, columns), columns, C).permute(0, 2, 4, 1, 3, 5)
     return x.flatten(0, 2)
 
 

@@ -347,9 +347,11 @@ def _progress(
             state = f'{wrong[0]} failed, see {run.folder}/{wrong[0]}.log'
         elif run in tested and (run in corrupted or not study.corruptions):
             state = 'done'
+        elif run in tested:
+            state = 'tested'
         elif run in held_out:
             lost = best_learning_rate(study, run.backbone, held_out) and run not in final
-            state = 'done, another rate is better' if lost else 'tested' if run in tested else 'trained'
+            state = 'done, another rate is better' if lost else 'trained'
         else:
             state = 'waiting'
         numbers = (f'{found[run]:.4g}' if run in found else '' for found in columns)

@@ -6,8 +6,8 @@ from mmengine.model import BaseModule
 from mmengine.registry import MODELS
 from torch import Tensor
 
-# The strides of the maps that a backbone returns; MaxViT has one of stride 2 before them.
-STRIDES = (4, 8, 16, 32)
+from mmsgformer.sgformer import STRIDES
+
 # Before it, GC ViT gives an image the global query of another one of the batch.
 SOUND_GCVIT = (1, 0, 31)
 

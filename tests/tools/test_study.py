@@ -134,7 +134,8 @@ def test_a_killed_study_goes_on_and_ends_as_if_it_was_not_killed(study, shapes, 
 def test_ending_a_study_ends_its_runs(study, tmp_path):
     """SIGTERM and Ctrl-C; nothing goes on in the background and writes where the next study will."""
     process = start(study, tmp_path / 'out')
-    wait_for(lambda: (tmp_path / 'out' / 'ours' / 'lr0.001_seed0' / 'train.log').exists())
+    log = tmp_path / 'out' / 'ours' / 'lr0.001_seed0' / 'train.log'
+    wait_for(lambda: log.exists() and log.stat().st_size)  # the run is under way
     (child,) = psutil.Process(process.pid).children()
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
