@@ -1,7 +1,7 @@
 """Attention and its column means, a chunk of the softmax matrix at a time: memory linear in the tokens.
 
-Both come out of one pass, on any device. The backward pass is that of torch's fused attention where there is
-one and it is quicker, else it makes each chunk again.
+Both come out of one pass, on any device. On CPUs an operator in C++ does that and the backward pass, where it
+can be built; else the backward pass is torch's fused attention's there, and elsewhere makes each chunk again.
 """
 
 from collections.abc import Iterator
@@ -71,15 +71,28 @@ def _(q_shape: torch.Size, k_shape: torch.Size, *_: object, **__: object) -> int
 
 @custom_op(
     'mmsgformer::chunked_attention_backward',
-    '(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor? valid) -> (Tensor, Tensor, Tensor)',
+    '(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor? valid, Tensor? out, Tensor? lse)'
+    ' -> (Tensor, Tensor, Tensor)',
 )
 def _chunked_attention_backward(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    valid: Tensor | None,
+    out: Tensor | None,
+    lse: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v, of their shapes, contiguous, from that of the output."""
+    """Gradients of q, k and v, of their shapes, from that of the output; heads are next to each other.
+
+    `out` and `lse` are what `chunked_attention` gave, for the operator in C++.
+    """
+    if attention_cpu.fits(q):
+        return attention_cpu.attend_backward(grad_out, q, k, v, valid, out, lse)
     scaled_q, k_per_head, v_per_head = _contiguous_per_head(q, k, v)
-    grad_q = torch.empty_like(scaled_q)
-    grad_k, grad_v = torch.zeros_like(k_per_head), torch.zeros_like(v_per_head)
+    grad_q, grad_k, grad_v = (
+        x.new_zeros(x.transpose(1, 2).shape).transpose(1, 2) for x in (scaled_q, k_per_head, v_per_head)
+    )
     with torch.autocast(q.device.type, enabled=False):
         for images, head, rows in _chunks(q, k):
             logits = _logits(scaled_q[images, head, rows], k_per_head[images, head], valid, images)
@@ -95,10 +108,8 @@ def _chunked_attention_backward(
 
 
 @_chunked_attention_backward.register_fake
-def _(
-    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(x.new_empty(x.shape) for x in (q, k, v))
+def _(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(x.new_empty(x.transpose(1, 2).shape).transpose(1, 2) for x in (q, k, v))
 
 
 def _refuse_second_derivative(ctx: FunctionCtx, *_: Tensor) -> None:
@@ -112,22 +123,21 @@ _chunked_attention_backward.register_autograd(_refuse_second_derivative)
 
 
 def _save(ctx: FunctionCtx, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    on_cpu = inputs[0].device.type == 'cpu'
-    ctx.fused = HAS_FUSED_CPU_ATTENTION and on_cpu
-    ctx.save_for_backward(*inputs, *(output[::2] if ctx.fused else ()))
+    ctx.save_for_backward(*inputs, *(output[::2] if inputs[0].device.type == 'cpu' else (None, None)))
 
 
 def _backward(ctx: FunctionCtx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    q, k, v, valid, *out_and_lse = ctx.saved_tensors
+    q, k, v, valid, out, lse = ctx.saved_tensors
+    fused = HAS_FUSED_CPU_ATTENTION and q.device.type == 'cpu' and not attention_cpu.fits(q)
     # With create_graph torch's fused gradient would fail later, and not say what to do.
-    if not ctx.fused or torch.is_grad_enabled():
-        return *_chunked_attention_backward(grad, q, k, v, valid), None
+    if not fused or torch.is_grad_enabled():
+        return *_chunked_attention_backward(grad, q, k, v, valid, out, lse), None
     mask = None
     if valid is not None:
         mask = torch.zeros_like(valid, dtype=q.dtype).masked_fill_(~valid, -torch.inf)[:, None, None, :]
     # What the gradient of scaled_dot_product_attention calls on a CPU.
     backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    return *backward(grad, q, k, v, *out_and_lse, 0.0, False, attn_mask=mask), None
+    return *backward(grad, q, k, v, out, lse, 0.0, False, attn_mask=mask), None
 
 
 chunked_attention.register_autograd(_backward, setup_context=_save)

@@ -1,4 +1,4 @@
-"""The operator in C++ for attention and its column means on CPUs: compiled once, for the machine at hand."""
+"""The operators in C++ for attention, its column means and its gradient on CPUs: compiled once a machine."""
 
 import functools
 import logging
@@ -26,9 +26,25 @@ def fits(q: Tensor) -> bool:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """What `chunked_attention` says, by the operator."""
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    valid = q.new_empty(0, dtype=torch.bool) if valid is None else valid.contiguous()
-    return torch.ops.mmsgformer.attention_cpu(q, k, v, valid)
+    q, k, v = _channels_together(q, k, v)
+    return torch.ops.mmsgformer.attention_cpu(q, k, v, _mask(q, valid))
+
+
+def attend_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None, out: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v from that of the output, given what `attend` returned."""
+    grad, q, k, v, out = _channels_together(grad, q, k, v, out)
+    return torch.ops.mmsgformer.attention_cpu_backward(grad, q, k, v, _mask(q, valid), out, lse.contiguous())
+
+
+def _channels_together(*heads: Tensor) -> list[Tensor]:
+    return [x if x.stride(-1) == 1 else x.contiguous() for x in heads]
+
+
+def _mask(q: Tensor, valid: Tensor | None) -> Tensor:
+    """A mask for the operators, empty where there is none."""
+    return q.new_empty(0, dtype=torch.bool) if valid is None else valid.contiguous()
 
 
 @functools.cache
@@ -49,7 +65,7 @@ def is_available() -> bool:
             _build(library)
     except (ImportError, OSError, RuntimeError) as error:
         log = logging.getLogger(__name__)
-        log.warning('attention is slower here, its operator in C++ cannot be built: %s', _first_line(error))
+        log.warning('attention is slower here, its operator in C++ cannot be built: %s', _reason(error))
         return False
     return True
 
@@ -88,5 +104,7 @@ def _build(library: Path) -> None:
         os.replace(part.name, library)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).split('\n')[0]
+def _reason(error: Exception) -> str:
+    """The compiler's first error, if it had any, else the exception's first line."""
+    lines = str(error).split('\n')
+    return next((line for line in lines if ' error: ' in line), lines[0])

@@ -104,8 +104,9 @@ def test_what_compilers_are_told_of_its_layout_is_true(layout, dtype, masked):
         tensors = [torch.stack([t, t], dim=-1).flatten(3)[..., ::2] for t in tensors]
     q, k, v, probe = tensors
     valid = torch.arange(10)[None].expand(2, -1) < 7 if masked else None
+    out, _, lse = chunked_attention(q, k, v, valid)
     calls = [(chunked_attention, (q, k, v, valid))]
-    calls.append((attention_chunked._chunked_attention_backward, (probe, q, k, v, valid)))
+    calls.append((attention_chunked._chunked_attention_backward, (probe, q, k, v, valid, out, lse)))
     for operator, inputs in calls:
         mode = FakeTensorMode()
         fake_inputs = [x if x is None else mode.from_tensor(x) for x in inputs]

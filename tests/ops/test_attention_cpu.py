@@ -38,6 +38,35 @@ def test_every_type_is_computed_in_float(size, dtype):
 
 
 @needs_a_compiler
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ('size', 'padded'),
+    [
+        ((2, 2, 100, 30, 16), False),
+        ((1, 3, 500, 70, 32), False),
+        ((2, 1, 49, 49, 24), True),
+        ((3, 2, 64, 64, 40), True),
+    ],
+    ids=str,
+)
+def test_gradients_of_every_type_are_computed_in_float(size, dtype, padded):
+    torch.manual_seed(0)
+    batch, num_heads, queries, keys, dim = size
+    valid = torch.arange(keys) < torch.tensor([keys, 7, 3][:batch])[:, None] if padded else None
+    inputs = [heads(batch, num_heads, n, dim, dtype=dtype) for n in (queries, keys, keys)]
+    grad = heads(batch, num_heads, queries, dim, dtype=dtype)
+    out, _, lse = attention_cpu.attend(*inputs, valid)
+    found = attention_cpu.attend_backward(grad, *inputs, valid, out, lse)
+    exact = [x.double().requires_grad_() for x in inputs]
+    expected = torch.autograd.grad(
+        attention_with_column_means_reference(*exact, valid)[0], exact, grad.double()
+    )
+    for ours, reference, like in zip(found, expected, inputs, strict=True):
+        assert (ours.dtype, ours.shape, ours.stride()) == (dtype, like.shape, like.stride())
+        assert_close(ours, reference, OPERATOR[dtype].backward)
+
+
+@needs_a_compiler
 def test_padded_keys_receive_nothing_and_padded_queries_pay_nothing():
     torch.manual_seed(0)
     q, k, v = (heads(2, 2, 40, 16) for _ in range(3))
@@ -55,7 +84,9 @@ def test_the_bits_do_not_depend_on_the_threads():
     try:
         for number in (1, 2, 3):
             torch.set_num_threads(number)
-            results.append(attention_cpu.attend(q, k, v, None))
+            out, means, lse = attention_cpu.attend(q, k, v, None)
+            grads = attention_cpu.attend_backward(torch.ones_like(q), q, k, v, None, out, lse)
+            results.append([out, means, lse, *grads])
     finally:
         torch.set_num_threads(threads)
     for other in results[1:]:
