@@ -13,22 +13,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmsgformer.compat import HAS_TRITON, is_compiling, is_exporting
-from mmsgformer.ops import attention_cpu
+from mmsgformer.ops.attention_choice import ours_is_quicker
 from mmsgformer.ops.attention_chunked import chunked_attention
 
 # A block of queries and one of keys must fit into a GPU's shared memory.
 _MAX_TRITON_HEAD_DIM = 128
 # Images or windows: CUDA's grids end there, and torch's attention does not cut them (pytorch/pytorch#142228).
 _MAX_CUDA_BATCH = 65535
-# With fewer keys torch's attention, which makes no means, is as quick on a CPU.
-_MIN_KEYS = 128
 BACKENDS = ('auto', 'reference', 'chunked', 'triton')
 
 
 def dot_product_attention(
     q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, bias: Tensor | None = None
 ) -> Tensor:
-    """`torch.nn.functional.scaled_dot_product_attention`, on a CPU our operator where it is quicker.
+    """`torch.nn.functional.scaled_dot_product_attention`, on a CPU our operator where that is quicker.
 
     Args:
         q: Queries, (B, heads, Q, d).
@@ -37,8 +35,8 @@ def dot_product_attention(
         dropout_p: Dropout on the attention weights.
         bias: Added to the logits, (B or 1, heads or 1, Q or 1, K).
     """
-    ours = not is_compiling() and bias is None and dropout_p == 0
-    if ours and k.shape[2] >= _MIN_KEYS and attention_cpu.fits(q):
+    plain = not is_compiling() and bias is None and dropout_p == 0
+    if plain and ours_is_quicker(q, k):
         return chunked_attention(q, k, v, None)[0]
     return _torch_attention(q, k, v, bias, dropout_p)
 

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import NamedTuple
 
 import mmengine
@@ -227,7 +227,8 @@ def training_record(work_dir: Path, metric: str) -> dict:
     if not held_out:
         raise StudyError(f'{work_dir}: no validation logged {metric}; correct `metric` in the study')
     times = [entry['time'] for entry in steps.values()]
-    seconds = round(sum(times) / len(times) * max(steps), 1) if times else float('nan')
+    # A machine that was paused or busy for a while changes a mean, not the median.
+    seconds = round(median(times) * max(steps), 1) if times else float('nan')
     record = {'held_out': held_out, 'seconds': seconds}
     if memory := [entry['memory'] for entry in steps.values() if 'memory' in entry]:
         record['memory_mb'] = max(memory)
