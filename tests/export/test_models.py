@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -10,9 +11,10 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 pytest.importorskip('onnxscript')
-from mmsgformer.export import ExportError
+from mmsgformer.export import ExportError, export_model
 from mmsgformer.export.detectors import decode_boxes
 from mmsgformer.export.models import exportable
+from mmsgformer_runtime import Model
 from mmsgformer_runtime.masks import paste_masks
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
@@ -84,6 +86,25 @@ def test_detectors(config, options):
     if 'masks' in expected:
         masks = paste_masks(found['masks'].numpy(), found['boxes'].numpy(), ORIGINAL, 0.5)
         assert (masks != expected.masks.numpy()).mean() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ('kind', 'threshold'),
+    [('mask-rcnn', 'model.test_cfg.rcnn.score_thr'), ('retinanet', 'model.test_cfg.score_thr')],
+)
+def test_a_picture_without_objects(kind, threshold, tmp_path):
+    """Every output is there, of no objects; in the file too."""
+    pytest.importorskip('onnxruntime')
+    config, options = DETECTORS[kind]
+    model, (image, _) = build(config, **options, **{threshold: 1.1}), picture()
+    pipeline = Config.fromfile(CONFIGS / config).test_dataloader.dataset.pipeline
+    export_model(model, {'classes': ['one'] * 80}, pipeline, tmp_path / 'model.onnx', SIZE)
+    file = Model(tmp_path / 'model.onnx')
+    found = file.predict_prepared(np.ascontiguousarray(image.flip(0).permute(1, 2, 0)), ORIGINAL)
+    assert found['boxes'].shape == outputs(model, image)['boxes'].shape == (0, 4)
+    assert found['scores'].shape == found['labels'].shape == (0,)
+    if kind == 'mask-rcnn':
+        assert found['masks'].shape == (0, *ORIGINAL)
 
 
 SEGMENTERS = {
