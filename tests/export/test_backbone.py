@@ -169,5 +169,5 @@ def test_thirty_sizes(arch, tmp_path):
             name: largest_difference(model.run(x.numpy()).values(), maps) for name, model in models.items()
         }
         print(f'{arch} {batch}x{height}x{width}', {'given the order': by_order, **differences})
-        assert by_order < 1e-4
+        assert by_order < 3e-4
         assert max(differences.values()) < 2e-3
