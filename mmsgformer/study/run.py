@@ -77,6 +77,7 @@ def run_study(study: Study, folder: Path) -> list[Job]:
                     running[slot] = Process(job, _start(study, folder, job, slot))
                 live.update(_progress(study, folder, finished, running, failed))
                 if not running:
+                    write_results(study, folder)  # also where all was finished before
                     return failed
                 time.sleep(SECONDS_BETWEEN_LOOKS)
                 for slot, process in list(running.items()):

@@ -1,14 +1,17 @@
 """What a study starts, and what it reads from runs' folders; tests/tools/test_study.py runs whole studies."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from mmsgformer.study.plan import Job, Run, Study
-from mmsgformer.study.run import StudyError, command, training_record
+from mmsgformer.study import run
+from mmsgformer.study.plan import Job, Run, Study, read_study
+from mmsgformer.study.run import StudyError, command, run_study, training_record
 
+ROOT = Path(__file__).parents[2]
 RUN = Run('ours', 1e-3, 2)
 
 
@@ -76,3 +79,18 @@ def test_what_an_interrupted_run_logged_twice_counts_once(interrupted):
 def test_a_metric_that_nobody_logged_is_named(interrupted):
     with pytest.raises(StudyError, match='no validation logged mAP; correct `metric` in the study'):
         training_record(interrupted, 'mAP')
+
+
+@pytest.mark.parametrize('folder', sorted((ROOT / 'docs' / 'results').iterdir()), ids=lambda path: path.name)
+def test_published_tables_are_drawn_again_from_their_runs(folder, tmp_path, monkeypatch):
+    """Nothing is trained, since all is there; docs/results.md has the same tables."""
+    monkeypatch.setattr(run.subprocess, 'Popen', lambda *_, **__: pytest.fail('a run is missing'))
+    monkeypatch.chdir(ROOT)
+    again = tmp_path / folder.name
+    shutil.copytree(folder, again)
+    published = {name: (folder / name).read_text() for name in ('results.md', 'results.csv')}
+    for name in published:
+        (again / name).unlink()
+    assert run_study(read_study(ROOT / 'configs' / 'studies' / f'{folder.name}.yml'), again) == []
+    assert {name: (again / name).read_text() for name in published} == published
+    assert published['results.md'] in (ROOT / 'docs' / 'results.md').read_text()
