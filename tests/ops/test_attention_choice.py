@@ -70,6 +70,16 @@ def test_the_first_of_two_processes_decides_for_both(bare_machine, monkeypatch):
     assert list(bare_machine.parent.iterdir()) == [bare_machine]
 
 
+def test_where_nothing_can_be_kept_it_holds_for_the_process(bare_machine, monkeypatch):
+    def refuse(*_):
+        raise PermissionError('read only')
+
+    monkeypatch.setattr(attention_choice.os, 'link', refuse)
+    monkeypatch.setattr(attention_choice, 'measure', lambda: dict.fromkeys(CASES, True))
+    assert ours_is_quicker(*queries())
+    assert not bare_machine.exists()
+
+
 @pytest.mark.parametrize('value', ['0', '1'])
 def test_the_environment_fixes_it(value, bare_machine, monkeypatch):
     monkeypatch.setenv('MMSGFORMER_CPU_KERNEL', value)
