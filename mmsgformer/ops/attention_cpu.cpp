@@ -1,5 +1,6 @@
 // Attention, its column means and its gradient on a CPU: a block of queries against all keys at a time, whose part
-// of the softmax matrix stays in the cache. Products, exponential and sums in float; attention_cpu.py compiles it.
+// of the softmax matrix stays in the cache. Exponential and sums in float, products too, but those of bfloat16 on
+// processors that have instructions for them. attention_cpu.py compiles it.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
@@ -8,7 +9,12 @@
 #include <cmath>
 #include <limits>
 #include <tuple>
+#include <type_traits>
 #include <vector>
+
+#if defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
 
 namespace {
 
@@ -23,13 +29,54 @@ constexpr int64_t kMaxBlockRows = 192;
 constexpr int64_t kMaxPieces = 16;  // of a head's queries; their sums are added in one order, whatever the threads
 constexpr int64_t kMinPiece = 64;
 constexpr int64_t kMaxGradientPieces = 128;  // of all heads together, of which each keeps sums of all its keys
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
+constexpr float kInfinity = std::numeric_limits<float>::infinity(), kLog2e = 1.44269504f;
 
 typedef float Vector __attribute__((vector_size(kLanes * sizeof(float)), aligned(4)));
 typedef int32_t Integers __attribute__((vector_size(kLanes * sizeof(float)), aligned(4)));
 
 inline Vector load(const float* p) { return *reinterpret_cast<const Vector*>(p); }
+inline Vector repeat(const float* p) { return Vector{} + *p; }
+inline Vector multiply_add(Vector sum, Vector left, Vector right) { return sum + left * right; }
 inline void store(float* p, Vector x) { *reinterpret_cast<Vector*>(p) = x; }
+
+// What tensors of type T are multiplied as. Products are made of packs: the numbers that one instruction multiplies
+// and adds up in a lane, one float or two of bfloat16.
+template <typename T>
+struct Product {
+  using Part = float;
+};
+template <typename Part>
+constexpr int64_t kPack = 1;
+
+#if defined(__AVX512BF16__)
+template <>
+struct Product<at::BFloat16> {
+  using Part = at::BFloat16;
+};
+template <>
+constexpr int64_t kPack<at::BFloat16> = 2;
+
+inline Integers load(const at::BFloat16* p) { return *reinterpret_cast<const Integers*>(p); }
+inline Integers repeat(const at::BFloat16* p) { return Integers{} + *reinterpret_cast<const int32_t*>(p); }
+inline Vector multiply_add(Vector sum, Integers left, Integers right) {
+  return (Vector)_mm512_dpbf16_ps((__m512)sum, (__m512bh)left, (__m512bh)right);
+}
+inline void store(at::BFloat16* p, Vector x) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh((__m512)x));
+}
+// Of two rows, a number of each to a pack.
+inline void store_packs(at::BFloat16* p, const Vector (&x)[2]) {
+  const __m512i low = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x[0]));
+  const __m512i high = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x[1]));
+  _mm512_storeu_si512(p, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+}
+#endif
+inline void store_packs(float* p, const Vector (&x)[1]) { store(p, x[0]); }
+
+// What is multiplied of a matrix in float: itself, or its copy.
+inline float* multiplied(std::vector<float>& matrix, std::vector<float>&) { return matrix.data(); }
+inline at::BFloat16* multiplied(std::vector<float>&, std::vector<at::BFloat16>& copy) { return copy.data(); }
+
 inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 inline float largest_of(Vector x) {
@@ -44,38 +91,39 @@ inline float sum_of(Vector x) {
   return x[0];
 }
 
-// exp(x) for x <= 0, to a unit in the last place: 2^n times a polynomial; 0 below the smallest normal number.
-inline Vector exp_of_negative(Vector x) {
+// 2^x for x <= 0: 2^n times a polynomial; 0 below the smallest normal number. Relative error 1e-7 (1 - x).
+inline Vector power_of_two(Vector x) {
   const Vector magic = Vector{} + 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer
-  const Vector shifted = x * 1.44269504f + magic;
-  const Vector n = shifted - magic;
-  const Vector r = (x - n * 0.693145752f) - n * 1.42860677e-6f;
-  Vector p = r * 0.00138888894f + 0.00833333377f;
-  p = p * r + 0.0416666679f;
-  p = p * r + 0.166666672f;
-  p = p * r + 0.5f;
-  p = p * r + 1.f;
+  const Vector shifted = x + magic;
+  const Vector r = x - (shifted - magic);
+  Vector p = r * 0.000154035304f + 0.00133335581f;
+  p = p * r + 0.00961812911f;
+  p = p * r + 0.0555041087f;
+  p = p * r + 0.240226507f;
+  p = p * r + 0.693147181f;
   p = p * r + 1.f;
   const Integers bits = (reinterpret_cast<const Integers&>(shifted) << 23) + reinterpret_cast<const Integers&>(p);
-  return x > -87.f ? reinterpret_cast<const Vector&>(bits) : Vector{};
+  return x > -126.f ? reinterpret_cast<const Vector&>(bits) : Vector{};
 }
 
-// out (rows, lanes of kVectors) = a (rows, n) times b (n, lanes of kVectors), added to what is there or not. Rows are
-// computed kRows at a time: a and out have as many. kTransposed: a lies there as (n, rows).
-template <int kVectors, bool kTransposed>
-void multiply_tile(int64_t rows, const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t n, bool add,
+// out (rows, lanes of kVectors) = a (rows, n) times b (n, lanes of kVectors), added to what is there or not; n and the
+// strides of a and b are in packs. Rows are computed kRows at a time: a and out have as many. kTransposed: a lies there
+// as (n, rows).
+template <int kVectors, bool kTransposed, typename Part>
+void multiply_tile(int64_t rows, const Part* a, int64_t a_stride, const Part* b, int64_t b_stride, int64_t n, bool add,
                    float* out, int64_t out_stride) {
   for (int64_t first = 0; first < rows; first += kRows) {
     Vector sums[kRows][kVectors] = {};
     for (int64_t i = 0; i < n; ++i) {
-      Vector right[kVectors];
+      decltype(load(b)) right[kVectors];
 #pragma GCC unroll 2
-      for (int64_t x = 0; x < kVectors; ++x) right[x] = load(b + i * b_stride + x * kLanes);
+      for (int64_t x = 0; x < kVectors; ++x) right[x] = load(b + (i * b_stride + x * kLanes) * kPack<Part>);
 #pragma GCC unroll 16
       for (int64_t m = 0; m < kRows; ++m) {
-        const Vector left = Vector{} + (kTransposed ? a[i * a_stride + first + m] : a[(first + m) * a_stride + i]);
+        const auto left =
+            repeat(a + (kTransposed ? i * a_stride + first + m : (first + m) * a_stride + i) * kPack<Part>);
 #pragma GCC unroll 2
-        for (int64_t x = 0; x < kVectors; ++x) sums[m][x] += left * right[x];
+        for (int64_t x = 0; x < kVectors; ++x) sums[m][x] = multiply_add(sums[m][x], left, right[x]);
       }
     }
 #pragma GCC unroll 16
@@ -89,17 +137,18 @@ void multiply_tile(int64_t rows, const float* a, int64_t a_stride, const float* 
 }
 
 // The same for b and out of any width that is a multiple of kLanes.
-template <bool kTransposed>
-void multiply(int64_t rows, const float* a, int64_t a_stride, const float* b, int64_t n, bool add, float* out,
+template <bool kTransposed, typename Part>
+void multiply(int64_t rows, const Part* a, int64_t a_stride, const Part* b, int64_t n, bool add, float* out,
               int64_t width) {
   int64_t c = 0;
   for (; c + kTile <= width; c += kTile)
-    multiply_tile<2, kTransposed>(rows, a, a_stride, b + c, width, n, add, out + c, width);
-  if (c < width) multiply_tile<1, kTransposed>(rows, a, a_stride, b + c, width, n, add, out + c, width);
+    multiply_tile<2, kTransposed>(rows, a, a_stride, b + c * kPack<Part>, width, n, add, out + c, width);
+  if (c < width) multiply_tile<1, kTransposed>(rows, a, a_stride, b + c * kPack<Part>, width, n, add, out + c, width);
 }
 
-// Softmax of one row of logits in place, not yet divided by its sum: returns the largest logit and the sum.
-std::pair<float, float> exponentiate(float* row, int64_t size) {
+// Softmax of one row of logits, not yet divided by its sum, in place and to `copy`: returns the largest logit and the sum.
+template <typename Part>
+std::pair<float, float> exponentiate(float* row, Part* copy, int64_t size, float scale) {
   Vector top = load(row);
   for (int64_t j = kLanes; j < size; j += kLanes) {
     const Vector x = load(row + j);
@@ -108,11 +157,12 @@ std::pair<float, float> exponentiate(float* row, int64_t size) {
   const float largest = largest_of(top);
   Vector total{};
   for (int64_t j = 0; j < size; j += kLanes) {
-    const Vector e = exp_of_negative(load(row + j) - largest);
+    const Vector e = power_of_two((load(row + j) - largest) * (scale * kLog2e));
     store(row + j, e);
+    if constexpr (kPack<Part> > 1) store(copy + j, e);
     total += e;
   }
-  return {largest, sum_of(total)};
+  return {largest * scale, sum_of(total)};
 }
 
 // Heads of x (B, heads, N, d), channels next to each other.
@@ -128,43 +178,59 @@ struct Heads {
   int64_t image_stride, head_stride, stride, heads;
 };
 
-// Rows first to last of a head, times a factor, as (last - first, width); only the channels that there are written.
-template <typename T>
-void copy_rows(const Heads<T>& x, int64_t head, int64_t first, int64_t last, int64_t d, float factor, float* out,
-               int64_t width) {
+// Rows first to last of a head as (last - first, width); only the channels that there are written.
+template <typename T, typename Part>
+void copy_rows(const Heads<T>& x, int64_t head, int64_t first, int64_t last, int64_t d, Part* out, int64_t width) {
   for (int64_t i = first; i < last; ++i, out += width) {
     const T* const row = x.row(head, i);
-    for (int64_t c = 0; c < d; ++c) out[c] = float(row[c]) * factor;
+    for (int64_t c = 0; c < d; ++c) out[c] = Part(row[c]);
   }
 }
 
-// x (B, heads, N, d) as (B * heads, N, width), zeros behind the d channels.
-template <typename T>
+// The same with the rows of a pack beside each other, (packs, width, kPack); of a last pack that is not full the
+// rest is zeros.
+template <typename T, typename Part>
+void pack_rows(const Heads<T>& x, int64_t head, int64_t first, int64_t last, int64_t d, Part* out, int64_t width) {
+  for (int64_t i = 0; i < round_up(last - first, kPack<Part>); ++i) {
+    Part* const packs = out + i / kPack<Part> * width * kPack<Part> + i % kPack<Part>;
+    const T* const row = first + i < last ? x.row(head, first + i) : nullptr;
+    for (int64_t c = 0; c < d; ++c) packs[c * kPack<Part>] = row ? Part(row[c]) : Part(0.f);
+  }
+}
+
+template <typename Part>
+at::Tensor zeros(int64_t count, int64_t size) {
+  return at::zeros({count, size}, at::TensorOptions().dtype(c10::CppTypeToScalarType<Part>::value));
+}
+
+// x (B, heads, N, d) as `pack_rows` makes it of each head, zeros behind the d channels.
+template <typename Part, typename T>
 at::Tensor as_rows(const at::Tensor& x, int64_t width) {
-  const int64_t count = x.size(0) * x.size(1), n = x.size(2), d = x.size(3);
-  auto out = at::zeros({count, n, width}, x.options().dtype(at::kFloat));
-  float* const data = out.data_ptr<float>();
+  const int64_t count = x.size(0) * x.size(1), n = x.size(2), d = x.size(3), size = round_up(n, kPack<Part>) * width;
+  auto out = zeros<Part>(count, size);
+  Part* const data = out.template data_ptr<Part>();
   const Heads<T> heads(x);
   at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t head = begin; head < end; ++head)
-      copy_rows(heads, head, 0, n, d, 1.f, data + head * n * width, width);
+    for (int64_t head = begin; head < end; ++head) pack_rows(heads, head, 0, n, d, data + head * size, width);
   });
   return out;
 }
 
-// x (B, heads, N, d) as (B * heads, N / kTile, d, kTile), zeros behind the N tokens.
-template <typename T>
+// x (B, heads, N, d) as (B * heads, N / kTile, packs of d, kTile, kPack), zeros behind the N tokens and d channels.
+template <typename Part, typename T>
 at::Tensor as_tiles(const at::Tensor& x) {
-  const int64_t count = x.size(0) * x.size(1), n = x.size(2), d = x.size(3), padded = round_up(n, kTile);
-  auto out = at::zeros({count, padded * d}, x.options().dtype(at::kFloat));
-  float* const data = out.data_ptr<float>();
+  const int64_t count = x.size(0) * x.size(1), n = x.size(2), d = x.size(3);
+  const int64_t whole = round_up(d, kPack<Part>), size = round_up(n, kTile) * whole;
+  auto out = zeros<Part>(count, size);
+  Part* const data = out.template data_ptr<Part>();
   const Heads<T> heads(x);
   at::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t head = begin; head < end; ++head)
       for (int64_t i = 0; i < n; ++i) {
         const T* const row = heads.row(head, i);
-        float* const column = data + head * padded * d + i / kTile * d * kTile + i % kTile;
-        for (int64_t c = 0; c < d; ++c) column[c * kTile] = float(row[c]);
+        Part* const column = data + head * size + i / kTile * whole * kTile + i % kTile * kPack<Part>;
+        for (int64_t c = 0; c < d; ++c)
+          column[c / kPack<Part> * kTile * kPack<Part> + c % kPack<Part>] = Part(row[c]);
       }
   });
   return out;
@@ -182,8 +248,11 @@ struct Blocks {
 template <typename T>
 std::tuple<at::Tensor, at::Tensor, at::Tensor> attend(const at::Tensor& q, const at::Tensor& k, const at::Tensor& v,
                                                       const bool* valid) {
+  using Part = typename Product<T>::Part;
+  constexpr int64_t pack = kPack<Part>;
   const int64_t batch = q.size(0), heads = q.size(1), num_queries = q.size(2), d = q.size(3), num_keys = k.size(2);
-  const int64_t padded = round_up(num_keys, kTile), width = round_up(d, kLanes);
+  const int64_t padded = round_up(num_keys, kTile), width = round_up(d, kLanes), whole_d = round_up(d, pack);
+  const int64_t packs_of_keys = round_up(num_keys, pack) / pack;
   const Blocks cut(num_queries, padded, kMaxPieces);
   const int64_t piece = cut.piece, pieces = cut.pieces, block = cut.block;
   const float scale = 1.f / std::sqrt(float(d));
@@ -192,13 +261,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attend(const at::Tensor& q, const
   auto out = at::empty({batch, num_queries, heads, d}, q.options()).transpose(1, 2);  // heads are joined next
   auto lse = at::empty({batch, heads, num_queries}, floats);
   auto sums = at::zeros({batch, heads * pieces, padded}, floats);
-  const at::Tensor key_tiles = as_tiles<T>(k), value_rows = as_rows<T>(v, width);
+  const at::Tensor key_tiles = as_tiles<Part, T>(k), value_rows = as_rows<Part, T>(v, width);
   const Heads<T> q_heads(q), out_heads(out);
   float *const lse_data = lse.data_ptr<float>(), *const sums_data = sums.data_ptr<float>();
-  const float *const keys_data = key_tiles.data_ptr<float>(), *const values_data = value_rows.data_ptr<float>();
+  const Part *const keys_data = key_tiles.data_ptr<Part>(), *const values_data = value_rows.data_ptr<Part>();
 
   at::parallel_for(0, batch * heads * pieces, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> queries(block * width), weights(block * padded), result(block * width), factors(block);
+    std::vector<float> weights(block * padded), result(block * width), factors(block);
+    std::vector<Part> queries(block * width), copies(pack > 1 ? block * padded : 0);
     for (int64_t item = begin; item < end; ++item) {
       const int64_t head = item / pieces, image = head / heads;
       float* const item_sums = sums_data + item * padded;
@@ -206,21 +276,21 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attend(const at::Tensor& q, const
       const int64_t stop = std::min(num_queries, (item % pieces + 1) * piece);
       for (int64_t start = item % pieces * piece; start < stop; start += block) {
         const int64_t rows = std::min(block, stop - start), whole_rows = round_up(rows, kRows);
-        copy_rows(q_heads, head, start, start + rows, d, scale, queries.data(), width);
+        copy_rows(q_heads, head, start, start + rows, d, queries.data(), width);
         for (int64_t j = 0; j < padded; j += kTile)
-          multiply_tile<2, false>(whole_rows, queries.data(), width, keys_data + (head * padded + j) * d, kTile, d, false,
-                                  weights.data() + j, padded);
+          multiply_tile<2, false>(whole_rows, queries.data(), width / pack, keys_data + (head * padded + j) * whole_d,
+                                  kTile, whole_d / pack, false, weights.data() + j, padded);
         for (int64_t m = 0; m < rows; ++m) {
           float* const row = weights.data() + m * padded;
           std::fill(row + num_keys, row + padded, -kInfinity);
           for (int64_t j = 0; is_real && j < num_keys; ++j)
             if (!is_real[j]) row[j] = -kInfinity;
-          const auto [largest, sum] = exponentiate(row, padded);
+          const auto [largest, sum] = exponentiate(row, copies.data() + (pack > 1 ? m * padded : 0), padded, scale);
           factors[m] = 1.f / sum;
           lse_data[head * num_queries + start + m] = largest + std::log(sum);
         }
-        multiply<false>(whole_rows, weights.data(), padded, values_data + head * num_keys * width, num_keys, false,
-                        result.data(), width);
+        multiply<false>(whole_rows, multiplied(weights, copies), padded / pack,
+                        values_data + head * packs_of_keys * pack * width, packs_of_keys, false, result.data(), width);
         for (int64_t m = 0; m < rows; ++m) {
           T* const row = out_heads.row(head, start + m);
           for (int64_t c = 0; c < d; ++c) row[c] = T(result[m * width + c] * factors[m]);
@@ -248,9 +318,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attend(const at::Tensor& q, const
   return {out, means, lse};
 }
 
-// Sums (B * heads, pieces, N, width) over the pieces, as (B, heads, N, d).
+// Sums (B * heads, pieces, N, width) over the pieces, times a factor, as (B, heads, N, d).
 template <typename T>
-at::Tensor added_up(const float* sums, int64_t pieces, int64_t padded, int64_t width, const at::Tensor& like) {
+at::Tensor added_up(const float* sums, int64_t pieces, int64_t padded, int64_t width, float factor,
+                    const at::Tensor& like) {
   const int64_t batch = like.size(0), heads = like.size(1), n = like.size(2), d = like.size(3);
   auto out = at::empty({batch, n, heads, d}, like.options()).transpose(1, 2);
   const Heads<T> out_heads(out);
@@ -261,7 +332,7 @@ at::Tensor added_up(const float* sums, int64_t pieces, int64_t padded, int64_t w
         for (int64_t c = 0; c < d; ++c) {
           float sum = 0;
           for (int64_t p = 0; p < pieces; ++p) sum += sums[((head * pieces + p) * padded + i) * width + c];
-          row[c] = T(sum);
+          row[c] = T(sum * factor);
         }
       }
   });
@@ -275,25 +346,32 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attend_backward(const at::Tensor&
                                                                const at::Tensor& k, const at::Tensor& v,
                                                                const bool* valid, const at::Tensor& out,
                                                                const at::Tensor& lse) {
+  using Part = typename Product<T>::Part;
+  constexpr int64_t pack = kPack<Part>;
   const int64_t batch = q.size(0), heads = q.size(1), num_queries = q.size(2), d = q.size(3), num_keys = k.size(2);
   const int64_t padded = round_up(num_keys, kTile), width = round_up(d, kLanes), padded_rows = round_up(padded, kRows);
+  const int64_t whole_d = round_up(d, pack), packs_of_keys = round_up(num_keys, pack) / pack;
   const int64_t max_pieces = std::clamp(kMaxGradientPieces / std::max<int64_t>(batch * heads, 1), int64_t{1}, kMaxPieces);
   const Blocks cut(num_queries, padded, max_pieces);
   const int64_t piece = cut.piece, pieces = cut.pieces, block = cut.block;
   const float scale = 1.f / std::sqrt(float(d));
 
   auto grad_q = at::empty({batch, num_queries, heads, d}, q.options()).transpose(1, 2);
-  const at::Tensor key_tiles = as_tiles<T>(k), value_tiles = as_tiles<T>(v), key_rows = as_rows<T>(k, width);
+  const at::Tensor key_tiles = as_tiles<Part, T>(k), value_tiles = as_tiles<Part, T>(v);
+  const at::Tensor key_rows = as_rows<Part, T>(k, width);
   auto sums = at::zeros({2, batch * heads * pieces, padded_rows * width}, q.options().dtype(at::kFloat));
   float *const grad_keys = sums.data_ptr<float>(), *const grad_values = grad_keys + sums.stride(0);
-  const float *const keys = key_tiles.data_ptr<float>(), *const values = value_tiles.data_ptr<float>();
-  const float *const rows_of_keys = key_rows.data_ptr<float>(), *const lse_data = lse.data_ptr<float>();
+  const Part *const keys = key_tiles.data_ptr<Part>(), *const values = value_tiles.data_ptr<Part>();
+  const Part* const rows_of_keys = key_rows.data_ptr<Part>();
+  const float* const lse_data = lse.data_ptr<float>();
   const Heads<T> q_heads(q), grad_heads(grad), out_heads(out), grad_q_heads(grad_q);
 
   at::parallel_for(0, batch * heads * pieces, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> queries(block * width), grads(block * width), outputs(block * width), result(block * width);
-    // The product by their columns reads kRows of these, also at the end of the last row.
-    std::vector<float> weights(block * padded + kRows), logits(block * padded + kRows), mask(padded);
+    // The product by their columns reads kRows packs of these, also at the end of the last row.
+    const int64_t size = block * padded + kRows * pack, copy_size = pack > 1 ? size : 0;
+    std::vector<float> weights(size), scores(size), result(block * width), mask(padded), grad_row(width), out_row(width);
+    std::vector<Part> weight_packs(copy_size), score_packs(copy_size), score_rows(copy_size);
+    std::vector<Part> queries(block * width), grads(block * width), query_packs(block * width), grad_packs(block * width);
     for (int64_t item = begin; item < end; ++item) {
       const int64_t head = item / pieces, image = head / heads;
       const int64_t stop = std::min(num_queries, (item % pieces + 1) * piece);
@@ -301,34 +379,47 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attend_backward(const at::Tensor&
         mask[j] = j < num_keys && (!valid || valid[image * num_keys + j]) ? 0.f : -kInfinity;
       for (int64_t start = item % pieces * piece; start < stop; start += block) {
         const int64_t rows = std::min(block, stop - start), whole_rows = round_up(rows, kRows);
-        copy_rows(q_heads, head, start, start + rows, d, scale, queries.data(), width);
-        copy_rows(grad_heads, head, start, start + rows, d, 1.f, grads.data(), width);
-        copy_rows(out_heads, head, start, start + rows, d, 1.f, outputs.data(), width);
+        const int64_t packs_of_rows = round_up(rows, pack) / pack;
+        copy_rows(q_heads, head, start, start + rows, d, queries.data(), width);
+        copy_rows(grad_heads, head, start, start + rows, d, grads.data(), width);
+        pack_rows(q_heads, head, start, start + rows, d, query_packs.data(), width);
+        pack_rows(grad_heads, head, start, start + rows, d, grad_packs.data(), width);
         for (int64_t j = 0; j < padded; j += kTile) {
-          const int64_t tile = (head * padded + j) * d;
-          multiply_tile<2, false>(whole_rows, queries.data(), width, keys + tile, kTile, d, false, weights.data() + j,
-                                  padded);
-          multiply_tile<2, false>(whole_rows, grads.data(), width, values + tile, kTile, d, false, logits.data() + j,
-                                  padded);
+          const int64_t tile = (head * padded + j) * whole_d, packs = whole_d / pack;
+          multiply_tile<2, false>(whole_rows, queries.data(), width / pack, keys + tile, kTile, packs, false,
+                                  weights.data() + j, padded);
+          multiply_tile<2, false>(whole_rows, grads.data(), width / pack, values + tile, kTile, packs, false,
+                                  scores.data() + j, padded);
         }
-        for (int64_t m = 0; m < rows; ++m) {
-          Vector delta{};
-          for (int64_t c = 0; c < width; c += kLanes)
-            delta += load(grads.data() + m * width + c) * load(outputs.data() + m * width + c);
-          const float mean = sum_of(delta), row_lse = lse_data[head * num_queries + start + m];
-          float *const p = weights.data() + m * padded, *const s = logits.data() + m * padded;
+        for (int64_t m = 0; m < rows; m += pack) {
+          float mean[pack] = {}, row_lse[pack] = {};
+          for (int64_t i = 0; i < std::min(pack, rows - m); ++i) {
+            copy_rows(grad_heads, head, start + m + i, start + m + i + 1, d, grad_row.data(), width);
+            copy_rows(out_heads, head, start + m + i, start + m + i + 1, d, out_row.data(), width);
+            Vector sum{};
+            for (int64_t c = 0; c < width; c += kLanes) sum += load(grad_row.data() + c) * load(out_row.data() + c);
+            mean[i] = sum_of(sum);
+            row_lse[i] = lse_data[head * num_queries + start + m + i] * kLog2e;
+          }
           for (int64_t j = 0; j < padded; j += kLanes) {
-            const Vector weight = exp_of_negative(load(p + j) + load(mask.data() + j) - row_lse);
-            store(p + j, weight);
-            store(s + j, weight * (load(s + j) - mean));
+            Vector weight[pack] = {}, score[pack] = {};
+            for (int64_t i = 0; i < std::min(pack, rows - m); ++i) {
+              const int64_t at = (m + i) * padded + j;
+              const Vector x = load(weights.data() + at) * (scale * kLog2e) + (load(mask.data() + j) - row_lse[i]);
+              weight[i] = power_of_two(x > 0.f ? Vector{} : x);  // rounded, a huge logit may exceed its sum
+              score[i] = weight[i] * (load(scores.data() + at) - mean[i]);
+              if constexpr (pack > 1) store(score_rows.data() + at, score[i]);
+            }
+            store_packs(multiplied(weights, weight_packs) + m * padded + j * pack, weight);
+            store_packs(multiplied(scores, score_packs) + m * padded + j * pack, score);
           }
         }
-        multiply<true>(num_keys, weights.data(), padded, grads.data(), rows, true,
+        multiply<true>(num_keys, multiplied(weights, weight_packs), padded, grad_packs.data(), packs_of_rows, true,
                        grad_values + item * padded_rows * width, width);
-        multiply<true>(num_keys, logits.data(), padded, queries.data(), rows, true,
+        multiply<true>(num_keys, multiplied(scores, score_packs), padded, query_packs.data(), packs_of_rows, true,
                        grad_keys + item * padded_rows * width, width);
-        multiply<false>(whole_rows, logits.data(), padded, rows_of_keys + head * num_keys * width, num_keys, false,
-                        result.data(), width);
+        multiply<false>(whole_rows, multiplied(scores, score_rows), padded / pack,
+                        rows_of_keys + head * packs_of_keys * pack * width, packs_of_keys, false, result.data(), width);
         for (int64_t m = 0; m < rows; ++m) {
           T* const row = grad_q_heads.row(head, start + m);
           for (int64_t c = 0; c < d; ++c) row[c] = T(result[m * width + c] * scale);
@@ -336,8 +427,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attend_backward(const at::Tensor&
       }
     }
   });
-  return {grad_q, added_up<T>(grad_keys, pieces, padded_rows, width, k),
-          added_up<T>(grad_values, pieces, padded_rows, width, v)};
+  return {grad_q, added_up<T>(grad_keys, pieces, padded_rows, width, scale, k),
+          added_up<T>(grad_values, pieces, padded_rows, width, 1.f, v)};
 }
 
 // q (B, heads, Q, d), k and v (B, heads, K, d), channels next to each other; valid (B, K) for Q = K, or empty
