@@ -28,7 +28,7 @@ constexpr int64_t kBlockElements = 1 << 15;  // of the softmax matrix at a time
 constexpr int64_t kMaxBlockRows = 192;
 constexpr int64_t kMaxPieces = 16;  // of a head's queries; their sums are added in one order, whatever the threads
 constexpr int64_t kMinPiece = 64;
-constexpr int64_t kMaxGradientPieces = 128;  // of all heads together, of which each keeps sums of all its keys
+constexpr int64_t kMaxGradientPieces = 32;   // of all heads together, of which each keeps sums of all its keys
 constexpr float kInfinity = std::numeric_limits<float>::infinity(), kLog2e = 1.44269504f;
 
 typedef float Vector __attribute__((vector_size(kLanes * sizeof(float)), aligned(4)));
@@ -359,7 +359,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attend_backward(const at::Tensor&
   auto grad_q = at::empty({batch, num_queries, heads, d}, q.options()).transpose(1, 2);
   const at::Tensor key_tiles = as_tiles<Part, T>(k), value_tiles = as_tiles<Part, T>(v);
   const at::Tensor key_rows = as_rows<Part, T>(k, width);
-  auto sums = at::zeros({2, batch * heads * pieces, padded_rows * width}, q.options().dtype(at::kFloat));
+  auto sums = at::empty({2, batch * heads * pieces, padded_rows * width}, q.options().dtype(at::kFloat));
   float *const grad_keys = sums.data_ptr<float>(), *const grad_values = grad_keys + sums.stride(0);
   const Part *const keys = key_tiles.data_ptr<Part>(), *const values = value_tiles.data_ptr<Part>();
   const Part* const rows_of_keys = key_rows.data_ptr<Part>();
@@ -380,6 +380,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attend_backward(const at::Tensor&
       for (int64_t start = item % pieces * piece; start < stop; start += block) {
         const int64_t rows = std::min(block, stop - start), whole_rows = round_up(rows, kRows);
         const int64_t packs_of_rows = round_up(rows, pack) / pack;
+        const bool add = start > item % pieces * piece;
         copy_rows(q_heads, head, start, start + rows, d, queries.data(), width);
         copy_rows(grad_heads, head, start, start + rows, d, grads.data(), width);
         pack_rows(q_heads, head, start, start + rows, d, query_packs.data(), width);
@@ -414,9 +415,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attend_backward(const at::Tensor&
             store_packs(multiplied(scores, score_packs) + m * padded + j * pack, score);
           }
         }
-        multiply<true>(num_keys, multiplied(weights, weight_packs), padded, grad_packs.data(), packs_of_rows, true,
+        multiply<true>(num_keys, multiplied(weights, weight_packs), padded, grad_packs.data(), packs_of_rows, add,
                        grad_values + item * padded_rows * width, width);
-        multiply<true>(num_keys, multiplied(scores, score_packs), padded, query_packs.data(), packs_of_rows, true,
+        multiply<true>(num_keys, multiplied(scores, score_packs), padded, query_packs.data(), packs_of_rows, add,
                        grad_keys + item * padded_rows * width, width);
         multiply<false>(whole_rows, multiplied(scores, score_rows), padded / pack,
                         rows_of_keys + head * packs_of_keys * pack * width, packs_of_keys, false, result.data(), width);
