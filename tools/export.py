@@ -43,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         '--small-topk', action='store_true', help='sort in blocks, for TensorRT, whose TopK takes 3840 values'
     )
     parser.add_argument(
+        '--int8', action='store_true', help='linear layers in 8 bits: smaller, quicker, not quite the same'
+    )
+    parser.add_argument(
         '--verify',
         type=expanded,
         metavar='DATA',
@@ -68,10 +71,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         predictor = Predictor(cfg, args.checkpoint, 'cpu')
         if args.what == 'backbone':
-            export_backbone(predictor.model.backbone, args.out, size, args.small_topk)
+            export_backbone(predictor.model.backbone, args.out, size, args.small_topk, args.int8)
         else:
             meta, pipeline = predictor.visualizer.dataset_meta, cfg.test_dataloader.dataset.pipeline
-            export_model(predictor.model, meta, pipeline, args.out, size, args.small_topk)
+            export_model(predictor.model, meta, pipeline, args.out, size, args.small_topk, args.int8)
         print(f'written: {args.out}, {args.out.stat().st_size / 1e6:.1f} MB')
         if args.verify:
             # Another one: the first was changed.

@@ -20,7 +20,11 @@ _EXAMPLE = (141, 235)
 
 
 def export_backbone(
-    backbone: nn.Module, path: str | Path, size: tuple[int, int] | None = None, small_topk: bool = False
+    backbone: nn.Module,
+    path: str | Path,
+    size: tuple[int, int] | None = None,
+    small_topk: bool = False,
+    int8: bool = False,
 ) -> None:
     """Write a backbone: normalised images (B, C, H, W) float32 -> its maps, 'map0' and so on.
 
@@ -29,6 +33,7 @@ def export_backbone(
         path: The file to write.
         size: Height and width of the one size that it is for, a batch of one; None: any from `MIN_SIZE` on.
         small_topk: As in `export_onnx`.
+        int8: As in `export_onnx`.
     """
     height, width = size or _EXAMPLE
     channels = getattr(backbone, 'in_channels', 3)
@@ -44,7 +49,7 @@ def export_backbone(
         'outputs': [f'map{i}' for i in backbone.out_indices],
         'classes': [],
     }
-    _export(_Maps(backbone).eval(), {'images': images}, metadata, path, size, small_topk)
+    _export(_Maps(backbone).eval(), {'images': images}, metadata, path, size, small_topk, int8)
 
 
 def export_model(
@@ -54,6 +59,7 @@ def export_model(
     path: str | Path,
     size: tuple[int, int] | None = None,
     small_topk: bool = False,
+    int8: bool = False,
 ) -> None:
     """Write a detector, segmenter or classifier; what it takes and gives is in `models` and `detectors`.
 
@@ -65,6 +71,7 @@ def export_model(
         size: Height and width of the one size of prepared image that it is for, a batch of one; None: any, of
             `MIN_SIZE` or more.
         small_topk: As in `export_onnx`.
+        int8: As in `export_onnx`.
 
     Raises:
         ExportError: The model or the pipeline has a part that is not known.
@@ -92,7 +99,7 @@ def export_model(
     }
     if 'masks' in module.outputs:
         metadata['mask_threshold'] = model.test_cfg.rcnn.mask_thr_binary
-    _export(module.eval(), inputs, metadata, path, size, small_topk)
+    _export(module.eval(), inputs, metadata, path, size, small_topk, int8)
 
 
 class _Maps(nn.Module):
@@ -121,6 +128,7 @@ def _export(
     path: str | Path,
     size: tuple[int, int] | None,
     small_topk: bool,
+    int8: bool,
 ) -> None:
     if size and min(size) < MIN_SIZE:
         raise ExportError(f'a model is exported for sizes of {MIN_SIZE} or more, not {size[0]} x {size[1]}')
@@ -134,6 +142,5 @@ def _export(
         'opset': OPSET,
         'exported_by': f'mmsgformer {__version__}, torch {torch.__version__}',
     }
-    export_onnx(
-        module, inputs, dynamic, metadata['outputs'], path, {METADATA: json.dumps(metadata)}, small_topk
-    )
+    described = {METADATA: json.dumps(metadata)}
+    export_onnx(module, inputs, dynamic, metadata['outputs'], path, described, small_topk, int8)

@@ -14,6 +14,7 @@ from torch.export import Dim
 
 from mmsgformer.checkpoint.files import write_file
 from mmsgformer.export.errors import ExportError
+from mmsgformer.export.quantize import with_int8_weights
 from mmsgformer.export.sort import argsort, sort_by_topk, sort_in_blocks
 from mmsgformer_runtime.model import OPSET
 
@@ -30,6 +31,7 @@ def export_onnx(
     path: str | Path,
     metadata: Mapping[str, str],
     small_topk: bool = False,
+    int8: bool = False,
 ) -> None:
     """Write a module as an ONNX file.
 
@@ -41,6 +43,7 @@ def export_onnx(
         path: The file to write.
         metadata: Written into the file.
         small_topk: Sort in blocks: no TopK is larger than `sort.BLOCK`, for TensorRT.
+        int8: Linear layers in 8 bits (`quantize.with_int8_weights`).
 
     Raises:
         ExportError: An operator is left that is not ONNX's own.
@@ -62,7 +65,7 @@ def export_onnx(
             custom_translation_table={aten.sort.stable: sort_by_topk, operator.le: _no_larger},
             verbose=False,
         )
-    model = exported.model_proto
+    model = with_int8_weights(exported.model_proto) if int8 else exported.model_proto
     _forget(model.graph, dynamic)
     foreign = {node.domain for node in model.graph.node} - {''}
     if foreign:
