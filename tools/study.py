@@ -5,7 +5,7 @@
 docs/study.md has the protocol and the format of the file. Every run is a process of tools/train.py and, at
 its backbone's best learning rate, of tools/test.py and tools/test_corruptions.py. Finished runs are skipped,
 and those that were interrupted go on where they were. Ctrl-C ends the runs too. Writes results.csv,
-results.md and results.png.
+results.md and results.png, and with --costs costs.png: what backbones reach, over what they cost.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mmsgformer.cli import check_writable, expanded, expanded_path
 from mmsgformer.study.plan import read_study
-from mmsgformer.study.run import StudyError, run_study
+from mmsgformer.study.run import StudyError, run_study, write_costs
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -28,6 +28,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--data-root', type=expanded, help="folder of the data set, instead of the study's")
     parser.add_argument(
         '--work-dir', type=expanded_path, help='folder of all runs (default: work_dirs/studies/NAME)'
+    )
+    parser.add_argument(
+        '--costs',
+        type=int,
+        nargs=2,
+        metavar=('H', 'W'),
+        help="draw the metric over the backbones' GMACs for an image of this size, too",
     )
     args = parser.parse_args(argv)
     try:
@@ -49,8 +56,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f'error: {job.task}ing failed, see {folder / job.run.folder / job.task}.log')
     if failed:
         raise SystemExit(1)
+    if args.costs:
+        write_costs(study, folder, tuple(args.costs))
     print((folder / 'results.md').read_text(), end='')
-    print(f'Written: {folder}/results.csv, results.md, results.png')
+    print(f'Written: {folder}/results.csv, results.md, results.png' + (', costs.png' if args.costs else ''))
 
 
 if __name__ == '__main__':

@@ -145,7 +145,7 @@ def draw(rows: Sequence[Mapping], metric: str, path: Path) -> None:
 
 
 def draw_costs(
-    rows: Sequence[Mapping], metrics: Sequence[str], gmacs: Mapping[str, float], path: Path
+    rows: Sequence[Mapping], metrics: Sequence[str], gmacs: Mapping[str, float], path: Path, ylabel: str
 ) -> None:
     """What a backbone costs and what it reaches: its runs' mean over its GMACs, with their range as a bar.
 
@@ -155,6 +155,7 @@ def draw_costs(
         metrics: One column or two, as of the same images clean and corrupted: filled and hollow.
         gmacs: Of each backbone.
         path: File to write.
+        ylabel: What the metrics are.
 
     Raises:
         ValueError: The GMACs of a tested backbone are missing.
@@ -172,8 +173,7 @@ def draw_costs(
             spread = [[mean - min(values)], [max(values) - mean]]
             look = {'marker': marker, 'color': color, 'markerfacecolor': fill, 'capsize': 3, 'linestyle': ''}
             ax.errorbar(gmacs[name], mean, yerr=spread, label=label, **look)
-    ylabel = metrics[0] if len(metrics) == 1 else f'{metrics[0]} (filled), {metrics[1]} (hollow)'
-    ax.set(xlabel='GMACs', ylabel=ylabel)
+    ax.set(xlabel='GMACs of the backbone', ylabel=ylabel)
     ax.grid(alpha=0.3)
     fig.legend(loc='outside right center', frameon=False)
     fig.savefig(path, dpi=120)

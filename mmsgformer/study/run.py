@@ -20,12 +20,14 @@ from typing import NamedTuple
 
 import mmengine
 import torch
+from mmengine.config import Config
 from rich.live import Live
 from rich.table import Table
 
 from mmsgformer.checkpoint.files import latest_checkpoint
+from mmsgformer.release.flops import count_costs
 from mmsgformer.study.plan import Job, Run, Study, best_learning_rate, final_runs, known_runs, next_jobs
-from mmsgformer.study.results import draw, summarise, to_markdown, write_csv
+from mmsgformer.study.results import draw, draw_costs, summarise, to_markdown, write_csv
 
 # In a checkout beside the package, in an installation within it.
 TOOLS = Path(__file__).parents[2] / 'tools'
@@ -313,13 +315,39 @@ def write_results(study: Study, folder: Path) -> None:
     """results.csv, results.md and results.png, of what is finished so far."""
     rows, metric = result_rows(study, folder), f'test/{study.metric}'
     write_csv(rows, folder / 'results.csv')
-    final = final_runs(study, _finished(study, folder).held_out)
-    tested = [r for r in rows if metric in r and Run(r['backbone'], r['learning_rate'], r['seed']) in final]
-    if tested:
+    if tested := _tested(study, folder, rows):
         digits = 3 if all(abs(row[metric]) <= 1 for row in tested) else 1
         table = to_markdown(summarise(tested, metric, study.reference), metric, study.reference, digits)
         (folder / 'results.md').write_text(table)
         draw(tested, metric, folder / 'results.png')
+
+
+def write_costs(study: Study, folder: Path, shape: tuple[int, int]) -> None:
+    """costs.png: what the tested runs reach, clean and corrupted, over their backbones' GMACs.
+
+    Args:
+        study: The study.
+        folder: Of its runs.
+        shape: Height and width of the image that the GMACs are of.
+    """
+    tested = _tested(study, folder, result_rows(study, folder))
+    gmacs = {}
+    for name in dict.fromkeys(row['backbone'] for row in tested):
+        costs = count_costs(Config.fromfile(study.configs[name]), shape)
+        macs = {cost.name: cost.macs for cost in costs}
+        gmacs[name] = macs.get('backbone', macs['']) / 1e9  # torch before 2.4 counts whole models only
+    metrics, label = [f'test/{study.metric}'], study.metric
+    if study.corruptions:  # the same images, clean and corrupted
+        metrics = ['corrupted/clean', 'corrupted/mean']
+        label += ', clean (filled) and corrupted (hollow)'
+    draw_costs(tested, metrics, gmacs, folder / 'costs.png', label)
+
+
+def _tested(study: Study, folder: Path, rows: list[dict]) -> list[dict]:
+    """The rows of final runs that were tested."""
+    final = final_runs(study, _finished(study, folder).held_out)
+    tested = [row for row in rows if f'test/{study.metric}' in row]
+    return [row for row in tested if Run(row['backbone'], row['learning_rate'], row['seed']) in final]
 
 
 def _progress(

@@ -112,7 +112,7 @@ def test_costs_and_what_they_buy(tmp_path, monkeypatch):
     kept = []
     monkeypatch.setattr(plt, 'close', kept.append)
     gmacs = {'ours': 1.0, 'theirs': 2.0, 'single': 1.5}
-    draw_costs(read, ['mIoU', 'corrupted'], gmacs, tmp_path / 'costs.png')
+    draw_costs(read, ['mIoU', 'corrupted'], gmacs, tmp_path / 'costs.png', 'mIoU')
     monkeypatch.undo()
     (figure,) = kept
     (ax,) = figure.axes
@@ -127,4 +127,4 @@ def test_costs_and_what_they_buy(tmp_path, monkeypatch):
     assert [text.get_text() for text in figure.legends[0].get_texts()] == list(gmacs)
     plt.close(figure)
     with pytest.raises(ValueError, match='no GMACs of theirs'):
-        draw_costs(read, ['mIoU'], {'ours': 1.0, 'single': 1.5}, tmp_path / 'costs.png')
+        draw_costs(read, ['mIoU'], {'ours': 1.0, 'single': 1.5}, tmp_path / 'costs.png', 'mIoU')

@@ -1,15 +1,17 @@
 """What a study starts, and what it reads from runs' folders; tests/tools/test_study.py runs whole studies."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
 from mmsgformer.study import run
 from mmsgformer.study.plan import Job, Run, Study, read_study
-from mmsgformer.study.run import StudyError, command, run_study, training_record
+from mmsgformer.study.run import StudyError, command, run_study, training_record, write_costs
 
 ROOT = Path(__file__).parents[2]
 RUN = Run('ours', 1e-3, 2)
@@ -79,6 +81,23 @@ def test_what_an_interrupted_run_logged_twice_counts_once(interrupted):
 def test_a_metric_that_nobody_logged_is_named(interrupted):
     with pytest.raises(StudyError, match='no validation logged mAP; correct `metric` in the study'):
         training_record(interrupted, 'mAP')
+
+
+def test_costs_are_those_of_the_backbones(tmp_path, monkeypatch):
+    """As docs/study.md has them; clean and corrupted beside them, of the runs that were tested."""
+    study = read_study(ROOT / 'configs' / 'studies' / 'camvid.yml')
+    folder = tmp_path / 'camvid'
+    shutil.copytree(ROOT / 'docs' / 'results' / 'camvid', folder)
+    monkeypatch.chdir(ROOT)
+    with mock.patch.object(run, 'draw_costs') as drawn:
+        write_costs(study, folder, (256, 256))
+    rows, metrics, gmacs, path, label = drawn.call_args.args
+    tested = {(row['backbone'], row['seed']) for row in rows}
+    assert tested == set(itertools.product(study.configs, (0, 1, 2)))
+    assert all(metric in row for row in rows for metric in metrics)
+    published = {'SG-Former': 0.832, 'Swin': 0.858, 'ConvNeXt': 0.871, 'ResNet': 0.778}
+    assert {name: gmacs[name] for name in published} == pytest.approx(published, abs=6e-4)
+    assert (path, label) == (folder / 'costs.png', 'mIoU, clean (filled) and corrupted (hollow)')
 
 
 @pytest.mark.parametrize('folder', sorted((ROOT / 'docs' / 'results').iterdir()), ids=lambda path: path.name)
