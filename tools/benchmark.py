@@ -291,8 +291,9 @@ def markdown(table: list[list[str]], title: str) -> str:
 
 def plot(results: list[dict], path: Path) -> None:
     """Time and memory per image against the image's size, one line per backbone and mode."""
-    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), layout='constrained')
     names = list(dict.fromkeys(result['backbone'] for result in results))
+    lines = len({(result['backbone'], result['mode']) for result in results})
+    figure, axes = plt.subplots(1, 2, figsize=(13, max(4.5, 0.22 * lines)), layout='constrained')
     sides = sorted({math.sqrt(result['height'] * result['width']) for result in results})
     labels = {'seconds': 'seconds per image', 'peak_mib': 'peak memory, MiB per image'}
     for axis, (key, label) in zip(axes, labels.items(), strict=True):
@@ -311,7 +312,7 @@ def plot(results: list[dict], path: Path) -> None:
         for formatter in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
             formatter(LogFormatter(minor_thresholds=(2, 0.5)))
         axis.grid(which='both', alpha=0.3)
-    axes[0].legend()
+    figure.legend(*axes[0].get_legend_handles_labels(), loc='outside right center', frameon=False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
