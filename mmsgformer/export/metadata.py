@@ -21,7 +21,7 @@ def preparation(pipeline: Sequence[Mapping]) -> list[dict]:
     translated = []
     for step in steps:
         name = step.pop('type').rpartition('.')[2]
-        if name in _IGNORED:
+        if name in _IGNORED or (name, step) == ('Resize', {'scale_factor': 1.0}):  # which changes nothing
             continue
         if name not in _STEPS:
             raise ExportError(

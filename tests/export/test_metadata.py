@@ -20,6 +20,7 @@ LOAD = dict(type='LoadImageFromFile')
         ('ade20k/sgformer-s_upernet_8xb2-160k_ade20k-512x512.py', [('resize', [2048, 512])]),
         ('imagenet/sgformer-s_8xb128_in1k.py', [('resize_edge', 256), ('center_crop', [224, 224])]),
         ('camvid/sgformer-t_upernet_camvid.py', []),
+        ('nuclei/mask-rcnn_sgformer-t_fpn_nuclei.py', []),
     ],
 )
 def test_the_configs_pipelines(config, steps):
