@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mmsgformer.cli import check_writable, expanded, expanded_path
+from mmsgformer.sgformer import MIN_SIZE
 from mmsgformer.study.plan import read_study
 from mmsgformer.study.run import StudyError, run_study, write_costs
 
@@ -37,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="draw the metric over the backbones' GMACs for an image of this size, too",
     )
     args = parser.parse_args(argv)
+    if args.costs and min(args.costs) < MIN_SIZE:
+        parser.error(f'--costs: at least {MIN_SIZE} x {MIN_SIZE}, got {args.costs[0]} x {args.costs[1]}')
     try:
         study = read_study(args.study)
     except (FileNotFoundError, ImportError, ValueError) as error:

@@ -5,7 +5,8 @@ import tempfile
 from pathlib import Path
 
 import onnx
-from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from mmsgformer.export.errors import ExportError
 
 
 def with_int8_weights(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -13,7 +14,16 @@ def with_int8_weights(model: onnx.ModelProto) -> onnx.ModelProto:
 
     Products of two maps, as in attention, and convolutions stay in float32. Weights have 7 of the 8 bits, so
     that processors without VNNI do not overflow.
+
+    Raises:
+        ExportError: ONNX Runtime is not installed.
     """
+    try:
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+    except ModuleNotFoundError as error:
+        raise ExportError(
+            f'8 bits need {error.name}, which is not installed: pip install -r requirements/export.txt'
+        ) from error
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, 'model.onnx')
         root, level = logging.getLogger(), logging.getLogger().level

@@ -51,9 +51,7 @@ def _choices() -> dict[str, bool]:
         found = measure()
         try:
             _keep_first(json.dumps(found, indent=1), file)
-        except (
-            OSError
-        ):  # a folder that is read only, or has no hard links: measured again by the next process
+        except OSError:  # read only, or without hard links: the next process measures again
             return found
     return json.loads(file.read_text())
 

@@ -28,7 +28,7 @@ constexpr int64_t kBlockElements = 1 << 15;  // of the softmax matrix at a time
 constexpr int64_t kMaxBlockRows = 192;
 constexpr int64_t kMaxPieces = 16;  // of a head's queries; their sums are added in one order, whatever the threads
 constexpr int64_t kMinPiece = 64;
-constexpr int64_t kMaxGradientPieces = 32;   // of all heads together, of which each keeps sums of all its keys
+constexpr int64_t kMaxGradientPieces = 32;  // of all heads together, of which each keeps sums of all its keys
 constexpr float kInfinity = std::numeric_limits<float>::infinity(), kLog2e = 1.44269504f;
 
 typedef float Vector __attribute__((vector_size(kLanes * sizeof(float)), aligned(4)));
@@ -146,7 +146,8 @@ void multiply(int64_t rows, const Part* a, int64_t a_stride, const Part* b, int6
   if (c < width) multiply_tile<1, kTransposed>(rows, a, a_stride, b + c * kPack<Part>, width, n, add, out + c, width);
 }
 
-// Softmax of one row of logits, not yet divided by its sum, in place and to `copy`: returns the largest logit and the sum.
+// Softmax of one row of logits, not yet divided by its sum, in place and to `copy`, which floats do not need: returns
+// the largest logit and the sum.
 template <typename Part>
 std::pair<float, float> exponentiate(float* row, Part* copy, int64_t size, float scale) {
   Vector top = load(row);
@@ -369,9 +370,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> attend_backward(const at::Tensor&
   at::parallel_for(0, batch * heads * pieces, 1, [&](int64_t begin, int64_t end) {
     // The product by their columns reads kRows packs of these, also at the end of the last row.
     const int64_t size = block * padded + kRows * pack, copy_size = pack > 1 ? size : 0;
-    std::vector<float> weights(size), scores(size), result(block * width), mask(padded), grad_row(width), out_row(width);
+    std::vector<float> weights(size), scores(size), result(block * width), mask(padded);
+    std::vector<float> grad_row(width), out_row(width);
     std::vector<Part> weight_packs(copy_size), score_packs(copy_size), score_rows(copy_size);
-    std::vector<Part> queries(block * width), grads(block * width), query_packs(block * width), grad_packs(block * width);
+    std::vector<Part> queries(block * width), query_packs(block * width);
+    std::vector<Part> grads(block * width), grad_packs(block * width);
     for (int64_t item = begin; item < end; ++item) {
       const int64_t head = item / pieces, image = head / heads;
       const int64_t stop = std::min(num_queries, (item % pieces + 1) * piece);

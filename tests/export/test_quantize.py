@@ -1,5 +1,6 @@
 """A file in 8 bits: every linear layer is, and the maps are nearly those of the model, at any size."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ pytest.importorskip('onnxscript')
 pytest.importorskip('onnxruntime')
 import onnx
 
-from mmsgformer.export import export_backbone
+from mmsgformer.export import ExportError, export_backbone
+from mmsgformer.export.quantize import with_int8_weights
 from mmsgformer_runtime import Model
 
 ARCH = {'embed_dims': (32, 64, 128, 256), 'depths': (2, 1, 2, 1), 'num_heads': (2, 4, 8, 16)}
@@ -57,3 +59,9 @@ def test_the_maps_are_nearly_the_same(shape, backend, exported):
         Model(path, backend, threads=1).run(images.numpy()).values(), expected, strict=True
     ):
         assert (torch.tensor(ours) - theirs).norm() < 0.05 * theirs.norm()
+
+
+def test_without_onnx_runtime_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'onnxruntime.quantization', None)
+    with pytest.raises(ExportError, match='pip install -r requirements/export.txt'):
+        with_int8_weights(onnx.ModelProto())
