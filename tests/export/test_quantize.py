@@ -63,5 +63,5 @@ def test_the_maps_are_nearly_the_same(shape, backend, exported):
 
 def test_without_onnx_runtime_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, 'onnxruntime.quantization', None)
-    with pytest.raises(ExportError, match='pip install -r requirements/export.txt'):
+    with pytest.raises(ExportError, match='pip install -r requirements/export'):
         with_int8_weights(onnx.ModelProto())
