@@ -13,7 +13,7 @@ from functools import partial
 
 import pytest
 import torch
-from older_torch import skip_module_below
+from older_torch import NEEDS_TRITON, skip_module_below
 from torch import Tensor, nn
 
 skip_module_below(2, 4, 'fake GPUs that autograd takes')
@@ -24,6 +24,7 @@ from torch.library import Library
 from torch.utils.checkpoint import GraphExecGroup
 
 from mmsgformer import SGFormer
+from mmsgformer.ops import attention_triton
 
 ARCH = {'embed_dims': (32, 64, 128, 256), 'depths': (2, 2, 2, 1), 'num_heads': (2, 4, 8, 16)}
 HALVES = [torch.bfloat16, torch.float16]
@@ -136,6 +137,21 @@ def run_backward(loss: Tensor) -> None:
                 ready.append(following)
 
 
+def training_step(
+    model: SGFormer, size: tuple[int, int], dtype: torch.dtype | None
+) -> tuple[dict[str, list], tuple[Tensor, ...]]:
+    """A forward and a backward pass of two fake images: the modules' types, and the maps."""
+    with FakeTensorMode(allow_non_fake_inputs=True):  # the weights are real until `to` has made them fake
+        model.to('cuda')
+        dtypes = record_dtypes(model)
+        image = torch.randn(2, 3, *size, device='cuda')
+        with autocast('cuda', dtype):
+            maps = model(image)
+        with GraphExecGroup():  # outside of torch's engine: compute each block only once again
+            run_backward(loss_of(maps))
+    return dtypes, maps
+
+
 def test_the_node_by_node_backward_is_torchs():
     """On real numbers, with and without checkpointing."""
     for with_cp in (False, True):
@@ -156,14 +172,7 @@ def test_the_node_by_node_backward_is_torchs():
 def test_a_training_step_on_a_gpu(size, with_cp, dtype, backend, cuda_autocast):
     """All of it is on the GPU, and of the type it should be of. 'auto' takes the Triton kernels."""
     model = backbone(0.1, with_cp=with_cp, attn_backend=backend)
-    with FakeTensorMode(allow_non_fake_inputs=True):  # the weights are real until `to` has made them fake
-        model.to('cuda')
-        dtypes = record_dtypes(model)
-        image = torch.randn(2, 3, *size, device='cuda')
-        with autocast('cuda', dtype):
-            maps = model(image)
-        with GraphExecGroup():  # outside of torch's engine: compute each block only once again
-            run_backward(loss_of(maps))
+    dtypes, maps = training_step(model, size, dtype)
     assert [x.device.type for x in maps] == ['cuda'] * 4
     assert [x.dtype for x in maps] == [torch.float32] * 4
     for stage in range(3):  # branches in half precision, the residual stream and the significance not
@@ -173,6 +182,32 @@ def test_a_training_step_on_a_gpu(size, with_cp, dtype, backend, cuda_autocast):
     for name, parameter in model.named_parameters():
         assert parameter.grad.device.type == 'cuda', name
         assert parameter.grad.dtype == parameter.dtype == torch.float32, name
+
+
+@NEEDS_TRITON
+@pytest.mark.parametrize('with_cp', [False, True])
+@pytest.mark.parametrize(('kernel', 'dtype'), [('flash', torch.bfloat16), ('efficient', None)])
+def test_torchs_attention_tells_its_log_sum_exp(kernel, dtype, with_cp, cuda_autocast, monkeypatch):
+    """Of every query; without a GPU torch says that neither of its kernels can be used."""
+    for name in ('flash', 'efficient'):
+        monkeypatch.setattr(
+            f'torch.backends.cuda.can_use_{name}_attention', lambda _, can=name == kernel: can
+        )
+    told = []
+    means = attention_triton.triton_column_means
+    monkeypatch.setattr(
+        attention_triton,
+        'triton_column_means',
+        lambda q, k, valid, lse, fall: (told.append((lse, q)), means(q, k, valid, lse, fall))[1],
+    )
+    model = backbone(with_cp=with_cp)
+    training_step(model, (75, 133), dtype)
+    assert len(told) == 3 * (1 + with_cp)  # one block of a stage needs significance; windows have a kernel
+    for lse, q in told:
+        assert lse.shape == q.shape[:3]
+        assert lse.dtype == torch.float32
+        assert q.dtype == (dtype or torch.float32)
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 @pytest.mark.parametrize('with_cp', [False, True])

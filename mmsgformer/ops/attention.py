@@ -59,7 +59,8 @@ def attention_with_column_means(
             one per row. Padding receives no attention; as a query it pays none, but counts in the means.
         dropout_p: Dropout on the attention weights of the output; the means are those without dropout.
         backend: 'reference' holds the whole softmax matrix, 'chunked' a chunk of it at a time, on any device.
-            'triton' takes the output from torch's fused attention and the means from kernels for GPUs.
+            'triton' is kernels for GPUs: for all of it in windows of at most 64 tokens (heads of at most 32
+            channels, no dropout), else for the means, beside torch's fused attention.
             'auto': 'triton' where it runs, else 'chunked'.
 
     Returns:
@@ -79,13 +80,23 @@ def attention_with_column_means(
     if backend == 'chunked' and dropout_p == 0:
         out, means, _ = chunked_attention(q, k, v, valid)
         return out, means.detach()
-    out = _torch_attention(q, k, v, None if valid is None else valid[:, None, None, :], dropout_p)
+    if backend == 'triton' and dropout_p == 0 and q.shape == k.shape:
+        from mmsgformer.ops import attention_triton_windows as windows  # Triton is optional
+
+        if q.shape[2] <= windows.MAX_TOKENS and q.shape[3] <= windows.MAX_HEAD_DIM:
+            out, means = windows.triton_window_attention(q, k, v, valid, may_fall_back)
+            return out, means.detach()
+    lse = None
+    if backend == 'triton' and valid is None:
+        out, lse = _torch_attention_and_lse(q, k, v, dropout_p)
+    else:
+        out = _torch_attention(q, k, v, None if valid is None else valid[:, None, None, :], dropout_p)
     with torch.no_grad():
         if backend == 'chunked':
             return out, chunked_attention(q, k, v, valid)[1]
         from mmsgformer.ops.attention_triton import triton_column_means  # Triton is optional
 
-        return out, triton_column_means(q, k, valid, may_fall_back)
+        return out, triton_column_means(q, k, valid, lse, may_fall_back)
 
 
 def _plain_attention(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -107,6 +118,26 @@ def _torch_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropo
         )
         return torch.cat([_torch_attention(*part, dropout_p) for part in zip(*parts, strict=False)])
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
+
+
+def _torch_attention_and_lse(
+    q: Tensor, k: Tensor, v: Tensor, dropout_p: float
+) -> tuple[Tensor, Tensor | None]:
+    """`_torch_attention`, and the log-sum-exp of every query's logits (B, heads, Q) if its kernel knows it.
+
+    By the operators that scaled_dot_product_attention calls: they return what they keep for the gradient.
+    """
+    if (
+        q.is_cuda and len(q) <= _MAX_CUDA_BATCH and not is_compiling()
+    ):  # torch.compile does not know SDPAParams
+        cuda, aten = torch.backends.cuda, torch.ops.aten
+        how = cuda.SDPAParams(q, k, v, None, dropout_p, False, False)
+        if q.shape[-1] % 8 == 0 and cuda.can_use_flash_attention(how):
+            return aten._scaled_dot_product_flash_attention(q, k, v, dropout_p)[:2]
+        if cuda.can_use_efficient_attention(how):
+            out, lse, *_ = aten._scaled_dot_product_efficient_attention(q, k, v, None, True, dropout_p)
+            return out, lse[..., : q.shape[2]]  # it is padded
+    return _torch_attention(q, k, v, None, dropout_p), None
 
 
 def check_backend(backend: str) -> None:

@@ -74,7 +74,7 @@ def _(q_shape: torch.Size, k_shape: torch.Size, *_: object, **__: object) -> int
     '(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor? valid, Tensor? out, Tensor? lse)'
     ' -> (Tensor, Tensor, Tensor)',
 )
-def _chunked_attention_backward(
+def chunked_attention_backward(
     grad_out: Tensor,
     q: Tensor,
     k: Tensor,
@@ -107,19 +107,20 @@ def _chunked_attention_backward(
     return grad_q.to(q.dtype), grad_k.to(q.dtype), grad_v.to(q.dtype)
 
 
-@_chunked_attention_backward.register_fake
+@chunked_attention_backward.register_fake
 def _(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     return tuple(x.new_empty(x.transpose(1, 2).shape).transpose(1, 2) for x in (q, k, v))
 
 
-def _refuse_second_derivative(ctx: FunctionCtx, *_: Tensor) -> None:
+def refuse_second_derivative(ctx: FunctionCtx, *_: Tensor) -> None:
+    """The gradient of a gradient: an error that says what has one."""
     raise RuntimeError(
         'attention with column means has no second derivative in this backend; build the backbone with '
         "attn_backend='reference' and run it within torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
     )
 
 
-_chunked_attention_backward.register_autograd(_refuse_second_derivative)
+chunked_attention_backward.register_autograd(refuse_second_derivative)
 
 
 def _save(ctx: FunctionCtx, inputs: tuple[Tensor | None, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -131,7 +132,7 @@ def _backward(ctx: FunctionCtx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None
     fused = HAS_FUSED_CPU_ATTENTION and q.device.type == 'cpu' and not attention_cpu.fits(q)
     # With create_graph torch's fused gradient would fail later, and not say what to do.
     if not fused or torch.is_grad_enabled():
-        return *_chunked_attention_backward(grad, q, k, v, valid, out, lse), None
+        return *chunked_attention_backward(grad, q, k, v, valid, out, lse), None
     mask = None
     if valid is not None:
         mask = torch.zeros_like(valid, dtype=q.dtype).masked_fill_(~valid, -torch.inf)[:, None, None, :]

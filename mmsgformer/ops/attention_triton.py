@@ -1,8 +1,8 @@
 """Column means of a softmax matrix on a GPU, without storing the matrix.
 
-Two Triton kernels: the rows' log-sum-exp, and from it the sums of the columns. Each program adds up in a
-fixed order, so results repeat bit for bit. Sums are in float32 or better. TRITON_INTERPRET=1, set before
-Triton is imported, runs them on a CPU.
+Two Triton kernels: the rows' log-sum-exp, unless torch's attention has told it, and the sums of the columns.
+Each program adds up in a fixed order, so results repeat bit for bit. Sums are in float32 or better.
+TRITON_INTERPRET=1, set before Triton is imported, runs them on a CPU.
 """
 
 import functools
@@ -24,7 +24,7 @@ _MAX_PARTS = 64
 
 
 @triton.jit
-def _load(
+def load_rows(
     pointer, index, size, channel, head_dim, stride_token, stride_channel, widen: tl.constexpr
 ):  # fmt: skip
     """Rows `index` of a (size, head_dim) matrix, zero outside of it; in float32 with `widen`."""
@@ -57,13 +57,13 @@ def _row_lse_kernel(
     k += batch * k_batch + head * k_head
     query = tl.program_id(1) * rows + tl.arange(0, rows)
     channel = tl.arange(0, channels)
-    queries = _load(q, query, num_queries, channel, head_dim, q_token, q_channel, widen)
+    queries = load_rows(q, query, num_queries, channel, head_dim, q_token, q_channel, widen)
     sum_type = lse.dtype.element_ty
     largest = tl.full((rows,), float('-inf'), sum_type)
     total = tl.zeros((rows,), sum_type)
     for start in range(0, num_keys, columns):
         key = start + tl.arange(0, columns)
-        keys = _load(k, key, num_keys, channel, head_dim, k_token, k_channel, widen)
+        keys = load_rows(k, key, num_keys, channel, head_dim, k_token, k_channel, widen)
         is_real = _key_is_real(valid, batch, key, num_keys, has_valid)
         logits = tl.dot(queries, tl.trans(keys), input_precision='ieee', out_dtype=sum_type) * scale
         logits = tl.where(is_real[None, :], logits, float('-inf'))
@@ -90,13 +90,13 @@ def _column_sums_kernel(
     key = tl.program_id(1) * columns + tl.arange(0, columns)
     part = tl.program_id(2)
     channel = tl.arange(0, channels)
-    keys = _load(k, key, num_keys, channel, head_dim, k_token, k_channel, widen)
+    keys = load_rows(k, key, num_keys, channel, head_dim, k_token, k_channel, widen)
     is_real = _key_is_real(valid, batch, key, num_keys, has_valid)
     sum_type = sums.dtype.element_ty
     total = tl.zeros((columns,), sum_type)
     for start in range(part * part_size, tl.minimum((part + 1) * part_size, num_queries), rows):
         query = start + tl.arange(0, rows)
-        queries = _load(q, query, num_queries, channel, head_dim, q_token, q_channel, widen)
+        queries = load_rows(q, query, num_queries, channel, head_dim, q_token, q_channel, widen)
         counts = query < num_queries
         row_lse = tl.load(lse + group * num_queries + query, mask=counts, other=0.0)
         if has_valid:  # self-attention: queries are padding where the keys are
@@ -109,9 +109,11 @@ def _column_sums_kernel(
 
 @custom_op(
     'mmsgformer::triton_column_means',
-    '(Tensor q, Tensor k, Tensor? valid, bool may_fall_back=False) -> Tensor',
+    '(Tensor q, Tensor k, Tensor? valid, Tensor? lse=None, bool may_fall_back=False) -> Tensor',
 )
-def triton_column_means(q: Tensor, k: Tensor, valid: Tensor | None, may_fall_back: bool = False) -> Tensor:
+def triton_column_means(
+    q: Tensor, k: Tensor, valid: Tensor | None, lse: Tensor | None = None, may_fall_back: bool = False
+) -> Tensor:
     """Column means of softmax(q k^T / sqrt(d)) over heads and queries.
 
     Args:
@@ -119,27 +121,28 @@ def triton_column_means(q: Tensor, k: Tensor, valid: Tensor | None, may_fall_bac
         k: Keys, (B, heads, K, d), of the same type.
         valid: True where a key, and the query of the same index, is real, (B, K); None: everywhere.
             Padding contributes 0.
+        lse: Log-sum-exp of every query's logits, (B, heads, Q), in float32 or better; None: it is computed.
         may_fall_back: Compute them in chunks, with a warning, where Triton cannot compile for this device.
 
     Returns:
         Means (B, K) in float32 or better.
     """
-    if may_fall_back and not _triton_compiles(q.device):
+    if may_fall_back and not triton_compiles(q.device):
         return chunked_attention(q, k, k, valid)[1]
-    return _column_means(q, k, valid)
+    return _column_means(q, k, valid, lse)
 
 
 @triton_column_means.register_fake
-def _(q: Tensor, k: Tensor, valid: Tensor | None, may_fall_back: bool = False) -> Tensor:
+def _(q: Tensor, k: Tensor, *_: object, **__: object) -> Tensor:
     return q.new_empty(k.shape[0], k.shape[2], dtype=torch.promote_types(q.dtype, torch.float32))
 
 
 @functools.cache
-def _triton_compiles(device: torch.device) -> bool:
+def triton_compiles(device: torch.device) -> bool:
     """Whether a kernel runs on this device; tried once: Triton needs a C compiler and Python's headers."""
     try:
         probe = torch.zeros(1, 1, 1, 16, device=device)
-        _column_means(probe, probe, None)
+        _column_means(probe, probe, None, None)
     except Exception as error:  # of many kinds, by what is missing
         reason = str(error).partition('\n')[0] or type(error).__name__
         warnings.warn(
@@ -151,13 +154,14 @@ def _triton_compiles(device: torch.device) -> bool:
     return True
 
 
-def _column_means(q: Tensor, k: Tensor, valid: Tensor | None) -> Tensor:
+def _column_means(q: Tensor, k: Tensor, valid: Tensor | None, lse: Tensor | None) -> Tensor:
     """`triton_column_means` by the kernels."""
     batch, heads, num_queries, head_dim = q.shape
     num_keys = k.shape[2]
     groups = batch * heads
     dtype = torch.promote_types(q.dtype, torch.float32)
-    lse = torch.empty(groups, num_queries, dtype=dtype, device=q.device)
+    has_lse = lse is not None
+    lse = lse.contiguous() if has_lse else torch.empty(groups, num_queries, dtype=dtype, device=q.device)
     query_blocks = triton.cdiv(num_queries, _ROWS)
     part_size = triton.cdiv(query_blocks, _MAX_PARTS) * _ROWS
     parts = triton.cdiv(num_queries, part_size)
@@ -179,7 +183,8 @@ def _column_means(q: Tensor, k: Tensor, valid: Tensor | None) -> Tensor:
         # Triton launches on the current device, whatever device the tensors are on.
         with torch.cuda.device(q.device) if q.is_cuda else nullcontext():
             # The groups (windows among them) come first: the other axes of a grid end at 65535.
-            _row_lse_kernel[groups, query_blocks](q, k, mask, lse, *sizes, *strides, **constants)
+            if not has_lse:
+                _row_lse_kernel[groups, query_blocks](q, k, mask, lse, *sizes, *strides, **constants)
             grid = (groups, triton.cdiv(num_keys, _COLUMNS), parts)
             _column_sums_kernel[grid](q, k, mask, lse, sums, *sizes, part_size, *strides, **constants)
     return sums.view(batch, -1, num_keys).sum(dim=1) / (heads * num_queries)

@@ -8,9 +8,16 @@ import torch
 from older_torch import NEEDS_TRITON
 from tolerances import OPERATOR, assert_close
 
-from mmsgformer.ops import attention, attention_chunked, attention_triton, attention_with_column_means
+from mmsgformer.ops import (
+    attention,
+    attention_chunked,
+    attention_cpu,
+    attention_triton,
+    attention_triton_windows,
+    attention_with_column_means,
+)
 
-SHAPES = [(2, 1, 49, 49, 16), (1, 4, 130, 17, 24), (3, 2, 1, 5, 32), (2, 3, 64, 64, 64)]
+SHAPES = [(2, 1, 49, 49, 16), (3, 4, 49, 49, 32), (1, 4, 130, 17, 24), (3, 2, 1, 5, 32), (2, 3, 64, 64, 64)]
 # The Triton kernels are interpreted on a CPU; with `cuda` here all of this file runs on a GPU.
 DEVICE = os.environ.get('MMSGFORMER_TEST_DEVICE', 'cpu')
 BACKENDS = ['chunked', pytest.param('triton', marks=NEEDS_TRITON)]
@@ -195,13 +202,25 @@ def test_a_batch_that_is_too_large_for_a_gpu_is_cut(masked, monkeypatch):
 def triton_is_broken(monkeypatch):
     """As without a C compiler."""
 
-    def fail(*_: object) -> None:
-        raise RuntimeError('Failed to find C compiler. Please specify via CC environment variable.')
+    class Broken:
+        def __getitem__(self, _: object) -> None:
+            raise RuntimeError('Failed to find C compiler. Please specify via CC environment variable.')
 
-    attention_triton._triton_compiles.cache_clear()
-    monkeypatch.setattr(attention_triton, '_column_means', fail)
+    attention_triton.triton_compiles.cache_clear()
+    monkeypatch.setattr(attention_triton, '_row_lse_kernel', Broken())
+    monkeypatch.setattr(attention_triton_windows, '_window_forward_kernel', Broken())
     yield
-    attention_triton._triton_compiles.cache_clear()
+    attention_triton.triton_compiles.cache_clear()
+
+
+@NEEDS_TRITON
+@pytest.mark.parametrize('shape', SHAPES)
+def test_a_log_sum_exp_that_is_known_is_not_computed(shape, triton_is_broken):
+    """The kernel that computes it cannot run here."""
+    _, (q, k, v) = inputs(*shape)
+    lse = (q @ k.mT / q.shape[-1] ** 0.5).logsumexp(-1)
+    means = attention_triton.triton_column_means(q, k, None, lse)
+    assert_close(means, attention_with_column_means(q, k, v, backend='reference')[1], 1e-12)
 
 
 @NEEDS_TRITON
@@ -214,8 +233,25 @@ def test_without_a_compiler_the_means_come_in_chunks_and_it_is_said_once(triton_
 
 
 @NEEDS_TRITON
-def test_without_a_compiler_a_backend_that_was_asked_for_raises(triton_is_broken):
-    _, (q, k, v) = inputs(2, 2, 9, 9, 16, dtype=torch.float32)
+def test_without_a_compiler_windows_come_in_chunks(triton_is_broken, monkeypatch):
+    monkeypatch.setattr(attention_cpu, 'fits', lambda _: False)  # as on a GPU
+    gradients = []
+    for backend in ('triton', 'reference'):
+        leaves, (q, k, v) = inputs(2, 2, 9, 9, 16, dtype=torch.float32)
+        if backend == 'triton':
+            with pytest.warns(UserWarning, match='Triton cannot run on'):
+                out, _ = attention_triton_windows.triton_window_attention(q, k, v, None, may_fall_back=True)
+        else:
+            out, _ = attention_with_column_means(q, k, v, backend=backend)
+        out.square().sum().backward()
+        gradients.append([leaf.grad for leaf in leaves])
+    torch.testing.assert_close(*gradients)
+
+
+@NEEDS_TRITON
+@pytest.mark.parametrize('keys', [9, 5], ids=['window', 'reduced map'])
+def test_without_a_compiler_a_backend_that_was_asked_for_raises(keys, triton_is_broken):
+    _, (q, k, v) = inputs(2, 2, 9, keys, 16, dtype=torch.float32)
     with pytest.raises(RuntimeError, match='Failed to find C compiler'):
         attention_with_column_means(q, k, v, backend='triton')
 

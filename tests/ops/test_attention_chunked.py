@@ -107,7 +107,7 @@ def test_what_compilers_are_told_of_its_layout_is_true(layout, dtype, masked):
     valid = torch.arange(10)[None].expand(2, -1) < 7 if masked else None
     out, _, lse = chunked_attention(q, k, v, valid)
     calls = [(chunked_attention, (q, k, v, valid))]
-    calls.append((attention_chunked._chunked_attention_backward, (probe, q, k, v, valid, out, lse)))
+    calls.append((attention_chunked.chunked_attention_backward, (probe, q, k, v, valid, out, lse)))
     for operator, inputs in calls:
         mode = FakeTensorMode()
         fake_inputs = [x if x is None else mode.from_tensor(x) for x in inputs]

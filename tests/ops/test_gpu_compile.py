@@ -29,30 +29,40 @@ MAX_SHARED = 99 * 1024
 MAX_SPILLS = {('fp32', 64): 2 * 1024, ('fp32', 128): 32 * 1024}
 
 
+class Recorder:
+    """Stands in for a kernel: keeps what it would be launched with."""
+
+    def __init__(self, kernel: Callable, launches: list) -> None:
+        self.kernel, self.launches = kernel, launches
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Callable:
+        def launch(*args: object, **constants: object) -> None:
+            # The tensors are on a CPU here, where bfloat16 would be widened.
+            self.launches.append((self.kernel, args, {**constants, 'widen': False}))
+
+        return launch
+
+
 def launches(dtype: torch.dtype, head_dim: int) -> list[tuple[Callable, tuple, dict]]:
-    """Kernel, arguments and constants of every launch for a reduced map and for windows with padding."""
-    from mmsgformer.ops import attention_triton
+    """Every launch's kernel, arguments and constants: a reduced map; windows with padding, by both ways."""
+    from mmsgformer.ops import attention_triton, attention_triton_windows, attention_with_column_means
 
     recorded = []
-
-    class Recorder:
-        def __init__(self, kernel: Callable) -> None:
-            self.kernel = kernel
-
-        def __getitem__(self, grid: tuple[int, ...]) -> Callable:
-            def launch(*args: object, **constants: object) -> None:
-                # The tensors are on a CPU here, where bfloat16 would be widened.
-                recorded.append((self.kernel, args, {**constants, 'widen': False}))
-
-            return launch
-
-    kernels = ('_row_lse_kernel', '_column_sums_kernel')
-    recorders = {name: Recorder(getattr(attention_triton, name)) for name in kernels}
-    with mock.patch.multiple(attention_triton, **recorders):
-        for batch, queries, keys in ((2, 3136, 49), (18, 49, 49)):
-            q, k = (torch.zeros(batch, n, 2, head_dim, dtype=dtype).transpose(1, 2) for n in (queries, keys))
+    with contextlib.ExitStack() as patches:
+        for module in (attention_triton, attention_triton_windows):
+            for name in [name for name in vars(module) if name.endswith('_kernel')]:
+                recorder = Recorder(getattr(module, name), recorded)
+                patches.enter_context(mock.patch.object(module, name, recorder))
+        # So that it takes tensors on a CPU.
+        patches.enter_context(mock.patch.dict(os.environ, TRITON_INTERPRET='1'))
+        for batch, queries, keys, dropout in ((2, 3136, 49, 0.0), (18, 49, 49, 0.0), (18, 49, 49, 0.1)):
+            q, k, v = (
+                torch.zeros(batch, n, 2, head_dim, dtype=dtype, requires_grad=True).transpose(1, 2)
+                for n in (queries, keys, keys)
+            )
             valid = torch.ones(batch, keys, dtype=torch.bool) if queries == keys else None
-            attention_triton.triton_column_means(q, k, valid)
+            out, _ = attention_with_column_means(q, k, v, valid, dropout, backend='triton')
+            out.sum().backward()
     return recorded
 
 
@@ -112,7 +122,7 @@ def test_kernels_compile_and_fit(capability, head_dims, tmp_path):
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stderr
     compiled = json.loads(result.stdout)
-    assert len(compiled) == 2 * 2 * 3 * len(head_dims)
+    assert len(compiled) == (2 + 2 + 2) * 3 * len(head_dims)
     for one in compiled:
         print(capability, *one.values())
         assert one['shared'] <= MAX_SHARED, one
