@@ -127,9 +127,8 @@ def _torch_attention_and_lse(
 
     By the operators that scaled_dot_product_attention calls: they return what they keep for the gradient.
     """
-    if (
-        q.is_cuda and len(q) <= _MAX_CUDA_BATCH and not is_compiling()
-    ):  # torch.compile does not know SDPAParams
+    # torch.compile does not know SDPAParams.
+    if q.is_cuda and len(q) <= _MAX_CUDA_BATCH and not is_compiling():
         cuda, aten = torch.backends.cuda, torch.ops.aten
         how = cuda.SDPAParams(q, k, v, None, dropout_p, False, False)
         if q.shape[-1] % 8 == 0 and cuda.can_use_flash_attention(how):
