@@ -4,7 +4,7 @@ import importlib.util
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import cv2
 import pytest
@@ -137,6 +137,29 @@ def test_compiles_without_a_graph_break(small, with_cp):
     tolerance = NETWORK[torch.float64]
     for i, (traced, eager) in enumerate(zip(*results[::-1], strict=True)):
         assert_close(traced, eager, tolerance.forward if i < len(STRIDES) else tolerance.backward, i)
+
+
+@needs_torch(2, 8, 'recompile_limit and its kind of guards')
+def test_blocks_that_are_compiled_take_many_sizes():
+    """A graph for each of five kinds of block, again for single images, few for small maps; no more."""
+    graphs = []
+    small = {'embed_dims': (16, 32, 64, 128), 'depths': (2, 1, 1, 1), 'num_heads': (2, 2, 4, 4)}
+    model = SGFormer(small, drop_path_rate=0.0)
+    sizes = [(2, 200, 264), (1, 166, 230), (1, 172, 135), (2, 141, 201), (3, 173, 151), (4, 205, 101)]
+    images = [torch.randn(batch, 3, height, width) for batch, height, width in sizes]
+    expected = [model(image)[-1] for image in images]
+
+    def backend(graph: torch.fx.GraphModule, _: list) -> Callable:
+        graphs.append(graph)
+        return graph.forward
+
+    for stage in model.stages:
+        for block in stage.blocks:
+            block.compile(fullgraph=True, dynamic=True, backend=backend)
+    with torch._dynamo.config.patch(recompile_limit=16):
+        for image, out in zip(images, expected, strict=True):
+            assert_close(model(image)[-1], out, NETWORK[torch.float32].forward)
+    assert 5 <= len(graphs) <= 15
 
 
 @pytest.mark.parametrize('kernel', [True, False])

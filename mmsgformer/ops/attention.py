@@ -80,7 +80,7 @@ def attention_with_column_means(
     if backend == 'chunked' and dropout_p == 0:
         out, means, _ = chunked_attention(q, k, v, valid)
         return out, means.detach()
-    if backend == 'triton' and dropout_p == 0 and q.shape == k.shape:
+    if backend == 'triton' and dropout_p == 0 and q.shape == k.shape == v.shape:
         from mmsgformer.ops import attention_triton_windows as windows  # Triton is optional
 
         if q.shape[2] <= windows.MAX_TOKENS and q.shape[3] <= windows.MAX_HEAD_DIM:
@@ -125,10 +125,10 @@ def _torch_attention_and_lse(
 ) -> tuple[Tensor, Tensor | None]:
     """`_torch_attention`, and the log-sum-exp of every query's logits (B, heads, Q) if its kernel knows it.
 
-    By the operators that scaled_dot_product_attention calls: they return what they keep for the gradient.
+    By two of the operators that scaled_dot_product_attention calls; they return what they keep for gradients.
     """
     # torch.compile does not know SDPAParams.
-    if q.is_cuda and len(q) <= _MAX_CUDA_BATCH and not is_compiling():
+    if q.is_cuda and 0 < len(q) <= _MAX_CUDA_BATCH and not is_compiling():
         cuda, aten = torch.backends.cuda, torch.ops.aten
         how = cuda.SDPAParams(q, k, v, None, dropout_p, False, False)
         if q.shape[-1] % 8 == 0 and cuda.can_use_flash_attention(how):

@@ -102,7 +102,9 @@ def _column_sums_kernel(
         if has_valid:  # self-attention: queries are padding where the keys are
             counts = _key_is_real(valid, batch, query, num_keys, has_valid)
         logits = tl.dot(queries, tl.trans(keys), input_precision='ieee', out_dtype=sum_type) * scale
-        logits = tl.where(counts[:, None] & is_real[None, :], logits - row_lse[:, None], float('-inf'))
+        # A log-sum-exp that was told is of products that were rounded otherwise: no weight is above 1.
+        logits = tl.minimum(logits - row_lse[:, None], 0.0)
+        logits = tl.where(counts[:, None] & is_real[None, :], logits, float('-inf'))
         total += tl.sum(tl.exp(logits), axis=0)
     tl.store(sums + (group * tl.num_programs(2) + part) * num_keys + key, total, mask=key < num_keys)
 
@@ -146,7 +148,7 @@ def triton_compiles(device: torch.device) -> bool:
     except Exception as error:  # of many kinds, by what is missing
         reason = str(error).partition('\n')[0] or type(error).__name__
         warnings.warn(
-            f'Triton cannot run on {device} ({reason}): significance is computed without it, more slowly. '
+            f'Triton cannot run on {device} ({reason}): attention is computed without it, more slowly. '
             'It needs a C compiler and the headers of Python',
             stacklevel=2,
         )
@@ -187,4 +189,4 @@ def _column_means(q: Tensor, k: Tensor, valid: Tensor | None, lse: Tensor | None
                 _row_lse_kernel[groups, query_blocks](q, k, mask, lse, *sizes, *strides, **constants)
             grid = (groups, triton.cdiv(num_keys, _COLUMNS), parts)
             _column_sums_kernel[grid](q, k, mask, lse, sums, *sizes, part_size, *strides, **constants)
-    return sums.view(batch, -1, num_keys).sum(dim=1) / (heads * num_queries)
+    return sums.view(batch, heads * parts, num_keys).sum(dim=1) / (heads * num_queries)

@@ -80,7 +80,7 @@ def _window_backward_kernel(
     size: tl.constexpr, channels: tl.constexpr,
 ):  # fmt: skip
     """Gradients of a window's queries, keys and values; program (window, head)."""
-    window, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    window, head = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     token, channel = tl.arange(0, size), tl.arange(0, channels)
     inside = (token[:, None] < tokens) & (channel[None, :] < head_dim)
     sum_type: tl.constexpr = tl.float64 if q.dtype.element_ty == tl.float64 else tl.float32

@@ -224,6 +224,25 @@ def test_a_log_sum_exp_that_is_known_is_not_computed(shape, triton_is_broken):
 
 
 @NEEDS_TRITON
+def test_a_log_sum_exp_of_other_roundings_leaves_means_finite():
+    """Of logits of 1e12 a last bit is 65536."""
+    _, (q, k, _) = inputs(1, 1, 12, 9, 32, dtype=torch.bfloat16, scale=1e6)
+    lse = (q.float() @ k.float().mT / q.shape[-1] ** 0.5).logsumexp(-1)
+    means = attention_triton.triton_column_means(q, k, None, lse - 65536)
+    assert means.isfinite().all()
+    assert means.sum() <= 9
+
+
+@NEEDS_TRITON
+@pytest.mark.parametrize('keys', [9, 5], ids=['windows', 'reduced map'])
+def test_an_empty_batch(keys):
+    _, (q, k, v) = inputs(0, 2, 9, keys, 16, dtype=torch.float32)
+    out, means = attention_with_column_means(q, k, v, backend='triton')
+    assert out.shape == q.shape
+    assert means.shape == (0, keys)
+
+
+@NEEDS_TRITON
 def test_without_a_compiler_the_means_come_in_chunks_and_it_is_said_once(triton_is_broken):
     _, (q, k, v) = inputs(2, 2, 9, 9, 16, dtype=torch.float32)
     with pytest.warns(UserWarning, match='Triton cannot run on .*Failed to find C compiler') as said:
