@@ -161,7 +161,7 @@ def test_thirty_sizes(arch, tmp_path):
     given = onnxruntime.InferenceSession(with_significance_given(path))
     random = np.random.RandomState(7)
     for _ in range(30):
-        batch, height, width = random.randint(1, 4), *random.randint(32, 901, 2)
+        batch, height, width = random.randint(1, 4), *random.randint(32, 901, 2).tolist()
         x = images(batch, 3, height, width)
         maps, significance = maps_and_significance(backbone, x)
         by_order = largest_difference(given.run(None, {'images': x.numpy(), **significance}), maps)
