@@ -8,6 +8,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from tool_calls import load_tool
 
 from mmsgformer.compat import EXPORTS_ANY_SIZE
 
@@ -23,6 +24,15 @@ def checkpoint(tmp_path_factory) -> Path:
     meta = {'dataset_meta': {'classes': cfg.test_dataloader.dataset.classes}}
     torch.save({'state_dict': MODELS.build(cfg.model).state_dict(), 'meta': meta}, path)
     return path
+
+
+@pytest.mark.parametrize(
+    ('name', 'values', 'points'),
+    [('coco/segm_mAP_s', (0.397, 0.396), 0.1), ('mIoU', (19.97, 20.07), 0.1), ('accuracy/top1', (50, 50), 0)],
+)
+def test_a_last_digit_is_a_tenth_of_a_point(name, values, points):
+    """And no more: COCO's metrics have three digits, and 0.1 points are allowed."""
+    assert load_tool('export')._points(name, *values) == points
 
 
 def test_an_exported_model_predicts_the_same(run_tool, shapes, checkpoint, tmp_path):
