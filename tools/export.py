@@ -99,7 +99,7 @@ def verify(cfg: Config, model: nn.Module, path: Path, tolerance: float) -> None:
 
 
 def _points(name: str, expected: float, found: float) -> float:
-    """A difference in per cent; COCO's metrics are shares, in steps of 0.001, which are no binary fractions."""
+    """A difference in per cent; COCO's are shares, in steps of 0.001, which binary numbers do not hold."""
     return round(abs(expected - found) * (100 if name.startswith('coco/') else 1), 6)
 
 
