@@ -81,6 +81,14 @@ def count_costs(cfg: Config, shape: tuple[int, int]) -> list[ModuleCost]:
     ]
 
 
+def count_backbone_macs(cfg: Config, shape: tuple[int, int]) -> int:
+    """MACs of the backbone of a config's model, on one image of this height and width."""
+    init_default_scope(cfg.default_scope)
+    backbone = revert_sync_batchnorm(MODELS.build(cfg.model)).backbone
+    backbone.eval()
+    return count_macs(backbone, torch.zeros(1, 3, *shape))['']
+
+
 def _forward(scope: str, model: nn.Module, shape: tuple[int, int]) -> partial:
     """The model as a function of an image alone, up to its heads' outputs."""
     meta = {'img_shape': shape, 'ori_shape': shape, 'batch_input_shape': shape, 'pad_shape': shape}

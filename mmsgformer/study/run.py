@@ -25,7 +25,7 @@ from rich.live import Live
 from rich.table import Table
 
 from mmsgformer.checkpoint.files import latest_checkpoint
-from mmsgformer.release.flops import count_costs
+from mmsgformer.release.flops import count_backbone_macs
 from mmsgformer.study.plan import Job, Run, Study, best_learning_rate, final_runs, known_runs, next_jobs
 from mmsgformer.study.results import draw, draw_costs, summarise, to_markdown, write_csv
 
@@ -331,11 +331,10 @@ def write_costs(study: Study, folder: Path, shape: tuple[int, int]) -> None:
         shape: Height and width of the image that the GMACs are of.
     """
     tested = _tested(study, folder, result_rows(study, folder))
-    gmacs = {}
-    for name in dict.fromkeys(row['backbone'] for row in tested):
-        costs = count_costs(Config.fromfile(study.configs[name]), shape)
-        macs = {cost.name: cost.macs for cost in costs}
-        gmacs[name] = macs.get('backbone', macs['']) / 1e9  # torch before 2.4 counts whole models only
+    gmacs = {
+        name: count_backbone_macs(Config.fromfile(study.configs[name]), shape) / 1e9
+        for name in dict.fromkeys(row['backbone'] for row in tested)
+    }
     metrics, label = [f'test/{study.metric}'], study.metric
     if study.corruptions:  # the same images, clean and corrupted
         metrics = ['corrupted/clean', 'corrupted/mean']
