@@ -290,13 +290,16 @@ def markdown(table: list[list[str]], title: str) -> str:
 
 
 def plot(results: list[dict], path: Path) -> None:
-    """Time and memory per image against the image's size, one line per backbone and mode."""
+    """Time and, where it was measured, memory per image against its size: a line per backbone and mode."""
     names = list(dict.fromkeys(result['backbone'] for result in results))
     lines = len({(result['backbone'], result['mode']) for result in results})
-    figure, axes = plt.subplots(1, 2, figsize=(13, max(4.5, 0.22 * lines)), layout='constrained')
-    sides = sorted({math.sqrt(result['height'] * result['width']) for result in results})
     labels = {'seconds': 'seconds per image', 'peak_mib': 'peak memory, MiB per image'}
-    for axis, (key, label) in zip(axes, labels.items(), strict=True):
+    if not any('peak_mib' in result for result in results):
+        del labels['peak_mib']
+    size = (3 + 5 * len(labels), max(4.5, 0.22 * lines))
+    figure, axes = plt.subplots(1, len(labels), figsize=size, layout='constrained', squeeze=False)
+    sides = sorted({math.sqrt(result['height'] * result['width']) for result in results})
+    for axis, (key, label) in zip(axes[0], labels.items(), strict=True):
         for mode, (i, name) in itertools.product(MODES, enumerate(names)):
             points = sorted(
                 (math.sqrt(r['height'] * r['width']), r[key] / r['batch'])
@@ -312,7 +315,7 @@ def plot(results: list[dict], path: Path) -> None:
         for formatter in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
             formatter(LogFormatter(minor_thresholds=(2, 0.5)))
         axis.grid(which='both', alpha=0.3)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc='outside right center', frameon=False)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc='outside right center', frameon=False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
