@@ -64,7 +64,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> tuple[Tensor, Te
 
 
 @register_flop_formula(torch.ops.mmsgformer.chunked_attention)
-def _(q_shape: torch.Size, k_shape: torch.Size, *_: object, **__: object) -> int:
+def attention_flops(q_shape: torch.Size, k_shape: torch.Size, *_: object, **__: object) -> int:
     """For torch's FlopCounterMode: q k^T and its product with v, two operations per multiplication."""
     return 4 * prod(q_shape) * k_shape[2]
 

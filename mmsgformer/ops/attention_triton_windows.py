@@ -6,7 +6,6 @@ Triton is imported, runs the kernels on a CPU.
 """
 
 from contextlib import AbstractContextManager, nullcontext
-from math import prod
 
 import torch
 import triton
@@ -16,6 +15,7 @@ from torch.autograd.function import FunctionCtx
 
 from mmsgformer.compat import custom_op, register_flop_formula
 from mmsgformer.ops.attention_chunked import (
+    attention_flops,
     chunked_attention,
     chunked_attention_backward,
     refuse_second_derivative,
@@ -142,10 +142,7 @@ def _(q: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
     return _empty_results(q)
 
 
-@register_flop_formula(torch.ops.mmsgformer.triton_window_attention)
-def _(q_shape: torch.Size, k_shape: torch.Size, *_: object, **__: object) -> int:
-    """For torch's FlopCounterMode: q k^T and its product with v, two operations per multiplication."""
-    return 4 * prod(q_shape) * k_shape[2]
+register_flop_formula(torch.ops.mmsgformer.triton_window_attention)(attention_flops)
 
 
 @custom_op(
