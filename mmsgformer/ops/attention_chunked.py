@@ -63,10 +63,12 @@ def _(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> tuple[Tensor, Te
     return out, exact.new_empty(k.shape[0], k.shape[2]), exact.new_empty(q.shape[:3])
 
 
-@register_flop_formula(torch.ops.mmsgformer.chunked_attention)
 def attention_flops(q_shape: torch.Size, k_shape: torch.Size, *_: object, **__: object) -> int:
     """For torch's FlopCounterMode: q k^T and its product with v, two operations per multiplication."""
     return 4 * prod(q_shape) * k_shape[2]
+
+
+register_flop_formula(torch.ops.mmsgformer.chunked_attention)(attention_flops)
 
 
 @custom_op(

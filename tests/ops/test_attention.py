@@ -7,6 +7,7 @@ import pytest
 import torch
 from older_torch import NEEDS_TRITON
 from tolerances import OPERATOR, assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmsgformer.ops import (
     attention,
@@ -121,6 +122,15 @@ def test_memory_grows_with_the_tokens_only():
         attention_with_column_means(q, k, v, backend='chunked')
     assert q.numel() + k.numel() + v.numel() <= sum(kept)
     assert sum(kept) <= 2 * q.numel() + k.numel() + v.numel() + 2 * 400
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_operations_are_counted(backend):
+    """Two products, of two operations per multiplication."""
+    _, (q, k, v) = inputs(3, 2, 49, 49, 32, dtype=torch.float32)
+    with FlopCounterMode(display=False) as counter:
+        attention_with_column_means(q, k, v, backend=backend)
+    assert counter.get_total_flops() == 2 * 2 * 3 * 2 * 49 * 49 * 32
 
 
 @pytest.mark.parametrize('backend', ['reference', *BACKENDS])
