@@ -130,10 +130,10 @@ def _torch_attention_and_lse(
     # torch.compile does not know SDPAParams.
     if q.is_cuda and 0 < len(q) <= _MAX_CUDA_BATCH and not is_compiling():
         cuda, aten = torch.backends.cuda, torch.ops.aten
-        how = cuda.SDPAParams(q, k, v, None, dropout_p, False, False)
-        if q.shape[-1] % 8 == 0 and cuda.can_use_flash_attention(how):
+        params = cuda.SDPAParams(q, k, v, None, dropout_p, False, False)
+        if q.shape[-1] % 8 == 0 and cuda.can_use_flash_attention(params):
             return aten._scaled_dot_product_flash_attention(q, k, v, dropout_p)[:2]
-        if cuda.can_use_efficient_attention(how):
+        if cuda.can_use_efficient_attention(params):
             out, lse, *_ = aten._scaled_dot_product_efficient_attention(q, k, v, None, True, dropout_p)
             return out, lse[..., : q.shape[2]]  # it is padded
     return _torch_attention(q, k, v, None, dropout_p), None

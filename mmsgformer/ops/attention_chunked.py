@@ -40,8 +40,8 @@ def chunked_attention(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> 
     """
     if attention_cpu.fits(q):
         return attention_cpu.attend(q, k, v, valid)
-    batch, heads, num_queries, head_dim = q.shape
-    out = q.new_empty(batch, num_queries, heads, head_dim).transpose(1, 2)  # heads are joined next
+    batch, heads, num_queries = q.shape[:3]
+    out = empty_by_token(q)
     scaled_q, k_per_head, v_per_head = _contiguous_per_head(q, k, v)
     sums, lse = k_per_head.new_zeros(batch, k.shape[2]), k_per_head.new_empty(q.shape[:3])
     with torch.autocast(q.device.type, enabled=False):
@@ -58,7 +58,7 @@ def chunked_attention(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> 
 
 @chunked_attention.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    out = q.new_empty(q.transpose(1, 2).shape).transpose(1, 2)
+    out = empty_by_token(q)
     exact = q.new_empty(0, dtype=torch.promote_types(q.dtype, torch.float32))
     return out, exact.new_empty(k.shape[0], k.shape[2]), exact.new_empty(q.shape[:3])
 
@@ -111,7 +111,7 @@ def chunked_attention_backward(
 
 @chunked_attention_backward.register_fake
 def _(grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(x.new_empty(x.transpose(1, 2).shape).transpose(1, 2) for x in (q, k, v))
+    return tuple(empty_by_token(x) for x in (q, k, v))
 
 
 def refuse_second_derivative(ctx: FunctionCtx, *_: Tensor) -> None:
@@ -144,6 +144,11 @@ def _backward(ctx: FunctionCtx, grad: Tensor, *_: Tensor) -> tuple[Tensor | None
 
 
 chunked_attention.register_autograd(_backward, setup_context=_save)
+
+
+def empty_by_token(x: Tensor) -> Tensor:
+    """Of x's shape (B, heads, N, d), in memory (B, N, heads, d): a token's heads are joined next."""
+    return x.new_empty(x.transpose(1, 2).shape).transpose(1, 2)
 
 
 def _contiguous_per_head(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,7 +7,7 @@ TRITON_INTERPRET=1, set before Triton is imported, runs them on a CPU.
 
 import functools
 import warnings
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import triton
@@ -182,11 +182,15 @@ def _column_means(q: Tensor, k: Tensor, valid: Tensor | None, lse: Tensor | None
         'channels': max(16, triton.next_power_of_2(head_dim)),
     }
     if groups:
-        # Triton launches on the current device, whatever device the tensors are on.
-        with torch.cuda.device(q.device) if q.is_cuda else nullcontext():
+        with on_device_of(q):
             # The groups (windows among them) come first: the other axes of a grid end at 65535.
             if not has_lse:
                 _row_lse_kernel[groups, query_blocks](q, k, mask, lse, *sizes, *strides, **constants)
             grid = (groups, triton.cdiv(num_keys, _COLUMNS), parts)
             _column_sums_kernel[grid](q, k, mask, lse, sums, *sizes, part_size, *strides, **constants)
     return sums.view(batch, heads * parts, num_keys).sum(dim=1) / (heads * num_queries)
+
+
+def on_device_of(q: Tensor) -> AbstractContextManager:
+    """Triton launches on the current device, whatever device the tensors are on."""
+    return torch.cuda.device(q.device) if q.is_cuda else nullcontext()

@@ -5,8 +5,6 @@ of the padding. Results repeat bit for bit. Sums are in float32 or better. TRITO
 Triton is imported, runs the kernels on a CPU.
 """
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 import triton
 import triton.language as tl
@@ -18,9 +16,10 @@ from mmsgformer.ops.attention_chunked import (
     attention_flops,
     chunked_attention,
     chunked_attention_backward,
+    empty_by_token,
     refuse_second_derivative,
 )
-from mmsgformer.ops.attention_triton import load_rows, triton_compiles
+from mmsgformer.ops.attention_triton import load_rows, on_device_of, triton_compiles
 
 MAX_TOKENS = 64
 # In float32 the tiles of wider heads do not fit into the registers, nor into the shared memory of small GPUs.
@@ -130,7 +129,7 @@ def triton_window_attention(
     mask = q if valid is None else valid.to(torch.uint8).contiguous()
     strides = (*q.stride(), *k.stride(), *v.stride(), *out.stride()[:3])
     if batch:
-        with _on_device_of(q):
+        with on_device_of(q):
             _window_forward_kernel[(batch,)](
                 q, k, v, mask, out, means, heads, tokens, head_dim, *strides, **_constants(q, valid)
             )
@@ -156,12 +155,12 @@ def _window_attention_backward(
     """Gradients of q, k and v, of their shapes, from that of the output."""
     if may_fall_back and not triton_compiles(q.device):
         return chunked_attention_backward(grad, q, k, v, valid, None, None)
-    grads = tuple(_empty_like(x) for x in (q, k, v))
+    grads = tuple(empty_by_token(x) for x in (q, k, v))
     batch, heads, tokens, head_dim = q.shape
     mask = q if valid is None else valid.to(torch.uint8).contiguous()
     strides = (*grad.stride(), *q.stride(), *k.stride(), *v.stride(), *grads[0].stride()[:3])
     if batch:
-        with _on_device_of(q):
+        with on_device_of(q):
             _window_backward_kernel[batch, heads](
                 grad, q, k, v, mask, *grads, tokens, head_dim, *strides, **_constants(q, valid)
             )
@@ -170,7 +169,7 @@ def _window_attention_backward(
 
 @_window_attention_backward.register_fake
 def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(_empty_like(x) for x in (q, k, v))
+    return tuple(empty_by_token(x) for x in (q, k, v))
 
 
 _window_attention_backward.register_autograd(refuse_second_derivative)
@@ -191,12 +190,7 @@ triton_window_attention.register_autograd(_backward, setup_context=_save)
 def _empty_results(q: Tensor) -> tuple[Tensor, Tensor]:
     """Output (B, heads, N, d) and means (B, N)."""
     means = q.new_empty(q.shape[0], q.shape[2], dtype=torch.promote_types(q.dtype, torch.float32))
-    return _empty_like(q), means
-
-
-def _empty_like(x: Tensor) -> Tensor:
-    """Of x's shape (B, heads, N, d); in memory the heads of a token are next to each other."""
-    return x.new_empty(x.transpose(1, 2).shape).transpose(1, 2)
+    return empty_by_token(q), means
 
 
 def _constants(q: Tensor, valid: Tensor | None) -> dict:
@@ -213,8 +207,3 @@ def _constants(q: Tensor, valid: Tensor | None) -> dict:
         'num_warps': 4 if q.dtype.itemsize == 2 else 8,
         'num_stages': 1,
     }
-
-
-def _on_device_of(q: Tensor) -> AbstractContextManager:
-    """Triton launches on the current device, whatever device the tensors are on."""
-    return torch.cuda.device(q.device) if q.is_cuda else nullcontext()
