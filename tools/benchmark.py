@@ -4,8 +4,8 @@
     python tools/benchmark.py sgformer-t sgformer-t-{swin,agent,hornet}    # one network, other mixers
 
 All backbones run in one process and take turns (A B A B), so that a change of the machine's pace meets all of
-them; the medians are printed with their ratios to the first backbone. Memory is measured in a fresh process
-for each case. Writes benchmark.md, benchmark.json and benchmark.png.
+them; the medians are printed with their ratios to the first backbone. On a CPU memory is measured in a fresh
+process for each case. Writes benchmark.md, benchmark.json and benchmark.png.
 """
 
 import argparse
@@ -53,6 +53,11 @@ PRESETS = {
         'arch': 'tiny',
         'out_indices': ALL,
         'gap_before_final_norm': False,
+    },
+    'pvtv2-b2': {
+        'type': 'mmdet.PyramidVisionTransformerV2',
+        'embed_dims': 64,
+        'num_layers': (3, 4, 6, 3),
     },
     'davit-t': {'type': 'mmpretrain.DaViT', 'arch': 'tiny', 'out_indices': ALL, 'pad_small_map': True},
     'hornet-t': {
@@ -204,19 +209,28 @@ def resident_memory(field: str) -> float:
     raise OSError(f'/proc/self/status has no {field}')
 
 
-def peak_memory(config: dict, case: Case, device: str, amp: str | None, threads: int) -> float:
-    """Peak memory of two steps in MiB, weights included: on a GPU what torch allocated, else the
-    resident memory above that of the process before the backbone was built.
+def peak_memory(config: dict, case: Case, amp: str | None, threads: int) -> float:
+    """Peak memory of two steps on the CPU in MiB, weights and images included: the resident memory above
+    that of the process before the backbone was built.
     """
     torch.set_num_threads(threads)
     import_framework(config)
     idle = resident_memory('VmRSS')
-    step = make_step(build(config, case.mode).to(device), case, device, amp)
+    step = make_step(build(config, case.mode), case, 'cpu', amp)
     step()
     step()
-    if device == 'cuda':
-        return torch.cuda.max_memory_allocated() / MIB
     return resident_memory('VmHWM') - idle
+
+
+def peak_gpu_memory(step: Callable[[], None], backbone: nn.Module, case: Case) -> float:
+    """What torch allocates on the GPU at most in two steps, in MiB, weights and images included."""
+    own = 4 * case.batch * 3 * case.height * case.width  # bytes of images in float32
+    own += sum(t.nbytes for t in (*backbone.parameters(), *backbone.buffers()))
+    torch.cuda.reset_peak_memory_stats()
+    others = torch.cuda.memory_allocated() - own
+    step()
+    step()
+    return (torch.cuda.max_memory_allocated() - others) / MIB
 
 
 def peak_memory_in_a_fresh_process(*arguments: object) -> float:
@@ -225,16 +239,16 @@ def peak_memory_in_a_fresh_process(*arguments: object) -> float:
         return pool.apply(peak_memory, arguments)
 
 
-def count_gmacs(config: dict, case: Case) -> float:
-    """Multiply-accumulates of one forward pass, in 10^9."""
-    image = torch.empty(case.batch, 3, case.height, case.width)
-    return count_macs(build(config, 'infer'), image)[''] / 1e9
+def count_gmacs(config: dict, height: int, width: int) -> float:
+    """Multiply-accumulates of one image's forward pass, in 10^9."""
+    return count_macs(build(config, 'infer'), torch.empty(1, 3, height, width))[''] / 1e9
 
 
 def measure(arguments: argparse.Namespace) -> Iterator[list[dict]]:
     """One case after the other: a dict for every backbone, times in seconds and memory in MiB."""
     device, amp = arguments.device, arguments.amp
     configs = dict(arguments.backbones)
+    gmacs = {}  # of one image, by backbone and size
     for mode in arguments.modes:
         backbones = {name: build(config, mode).to(device) for name, config in configs.items()}
         if arguments.compile:
@@ -249,12 +263,18 @@ def measure(arguments: argparse.Namespace) -> Iterator[list[dict]]:
             for name, t in time_in_turns(steps, device, arguments.rounds).items():
                 results[name] |= {'seconds': statistics.median(t), 'all_seconds': t}
             for name, config in configs.items():
+                key = name, case.height, case.width
                 with suppress(*SIZE_ERRORS):
                     if config['type'] != 'ExportedBackbone':  # whose operators torch does not see
-                        results[name]['gmacs'] = count_gmacs(config, case)
-                if 'seconds' in results[name] and not arguments.no_memory:
+                        gmacs[key] = gmacs.get(key) or count_gmacs(config, case.height, case.width)
+                        results[name]['gmacs'] = gmacs[key] * case.batch
+                if name not in steps or arguments.no_memory:
+                    continue
+                if device == 'cuda':
+                    results[name]['peak_mib'] = peak_gpu_memory(steps[name], backbones[name], case)
+                else:
                     results[name]['peak_mib'] = peak_memory_in_a_fresh_process(
-                        config, case, device, amp, arguments.threads
+                        config, case, amp, arguments.threads
                     )
             yield list(results.values())
 
@@ -272,7 +292,7 @@ def rows(results: list[dict]) -> list[list[str]]:
         [
             str(Case(*(result[field] for field in Case._fields))),
             result['backbone'],
-            cell(result, 'seconds', '.0f', 1e3),
+            cell(result, 'seconds', '.1f', 1e3),
             cell(result, 'peak_mib', '.0f'),
             cell(result, 'gmacs', '.1f'),
         ]

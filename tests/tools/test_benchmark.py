@@ -1,10 +1,13 @@
 """The benchmark runs, and writes what it measured."""
 
 import json
+import os
+import subprocess
+from pathlib import Path
 
 import pytest
 import torch
-from tool_calls import load_tool
+from tool_calls import ROOT, load_tool
 
 SMALL = (
     "small={'type': 'SGFormer', 'arch': {'embed_dims': (32, 64, 128, 256), 'depths': (1, 1, 2, 1), "
@@ -71,7 +74,7 @@ def test_what_does_not_compile_or_fit_is_left_out():
     assert '64 GiB' in failures['large']
     case = {'mode': 'infer', 'batch': 1, 'height': 8, 'width': 8}
     table = benchmark.rows([{'backbone': 'bad', **case}, {'backbone': 'good', 'seconds': 0.5, **case}])
-    assert [row[2] for row in table] == ['failed', '500']
+    assert [row[2] for row in table] == ['failed', '500.0']
 
 
 @pytest.mark.parametrize(
@@ -106,3 +109,40 @@ def test_every_mixer_and_every_rival_has_a_name():
         with torch.no_grad():
             maps = benchmark.build(benchmark.PRESETS[name], 'infer')(torch.zeros(1, 3, 224, 224))
         assert [m.shape[2:] for m in maps] == [(s, s) for s in (56, 28, 14, 7)], name
+
+
+def test_memory_on_a_gpu_is_of_one_backbone(monkeypatch):
+    """Its weights, its images and what its steps take, not the other backbones that lie there too."""
+    benchmark = load_tool('benchmark')
+    backbone, case = (
+        torch.nn.Linear(1024, 1024, bias=False),
+        benchmark.Case('infer', 2, 512, 512),
+    )  # 4 + 6 MiB
+    monkeypatch.setattr(torch.cuda, 'reset_peak_memory_stats', lambda: None)
+    monkeypatch.setattr(torch.cuda, 'memory_allocated', lambda: 110 * benchmark.MIB)
+    monkeypatch.setattr(torch.cuda, 'max_memory_allocated', lambda: 130 * benchmark.MIB)
+    assert benchmark.peak_gpu_memory(lambda: None, backbone, case) == 30
+
+
+def test_the_script_for_gpus_calls_what_there_is(monkeypatch, tmp_path):
+    """With options that the tools know, for every size and type."""
+    recorder, calls = tmp_path / 'python', tmp_path / 'calls'
+    recorder.write_text(f'#!/bin/sh\necho "$*" >> {calls}\n')
+    recorder.chmod(0o755)
+    script = [str(ROOT / 'tools/benchmark_gpu.sh'), str(tmp_path / 'out')]
+    environment = {**os.environ, 'PYTHON': str(recorder), 'DEVICE': 'cpu', 'INPUTS': '64:1 64x96:2'}
+    subprocess.run(script, env=environment, check=True)
+    pytest_call, operator, *backbones = [line.split() for line in calls.read_text().splitlines()]
+    assert all(Path(ROOT, argument).exists() for argument in (pytest_call[-1], operator[0]))
+    monkeypatch.syspath_prepend(ROOT / 'tools')  # one imports the other, as scripts do
+    tools = {name: load_tool(name) for name in ('benchmark', 'benchmark_attention')}
+    measured = []
+    monkeypatch.setattr(tools['benchmark'], 'measure', lambda arguments: measured.append(arguments) or [])
+    monkeypatch.setattr(tools['benchmark_attention'], 'measure', lambda case, *_: measured.append(case) or [])
+    for script, *arguments in (operator, *backbones):
+        tools[Path(script).stem].main(arguments)
+    *cases, bfloat16, float32, compiled = measured
+    assert len(cases) == 2 * 2 * 6  # types, inputs, kinds of attention
+    assert (bfloat16.amp, float32.amp, compiled.amp, compiled.compile) == ('bf16', None, 'bf16', True)
+    assert bfloat16.inputs == float32.inputs == compiled.inputs == [(1, 64, 64), (2, 64, 96)]
+    assert len(bfloat16.backbones) == len(float32.backbones) == 8
