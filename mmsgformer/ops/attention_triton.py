@@ -7,6 +7,7 @@ TRITON_INTERPRET=1, set before Triton is imported, runs them on a CPU.
 
 import functools
 import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -129,7 +130,7 @@ def triton_column_means(
     Returns:
         Means (B, K) in float32 or better.
     """
-    if may_fall_back and not triton_compiles(q.device):
+    if may_fall_back and not runs_here(_column_means, q.device, q.dtype, q.shape[-1]):
         return chunked_attention(q, k, k, valid)[1]
     return _column_means(q, k, valid, lse)
 
@@ -140,23 +141,37 @@ def _(q: Tensor, k: Tensor, *_: object, **__: object) -> Tensor:
 
 
 @functools.cache
-def triton_compiles(device: torch.device) -> bool:
-    """Whether a kernel runs on this device; tried once: Triton needs a C compiler and Python's headers."""
+def runs_here(
+    kernels: Callable[[Tensor, Tensor, Tensor], object],
+    device: torch.device,
+    dtype: torch.dtype,
+    head_dim: int,
+) -> bool:
+    """Whether kernels run on this device, for heads of this type and width; tried once, else a warning.
+
+    Triton needs a C compiler and Python's headers, and not every GPU has the shared memory or the types.
+
+    Args:
+        kernels: Runs them, given queries and keys (B, heads, N, d) and which tokens are real (B, N).
+        device: Where.
+        dtype: Of the queries and keys.
+        head_dim: d.
+    """
     try:
-        probe = torch.zeros(1, 1, 1, 16, device=device)
-        _column_means(probe, probe, None, None)
+        tokens = torch.zeros(1, 1, 64, head_dim, dtype=dtype, device=device)
+        kernels(tokens, tokens, torch.ones(1, 64, dtype=torch.bool, device=device))
     except Exception as error:  # of many kinds, by what is missing
         reason = str(error).partition('\n')[0] or type(error).__name__
         warnings.warn(
-            f'Triton cannot run on {device} ({reason}): attention is computed without it, more slowly. '
-            'It needs a C compiler and the headers of Python',
+            f'Triton cannot run on {device} with heads of {head_dim} channels in {dtype} ({reason}): '
+            'attention is computed without it, more slowly. It needs a C compiler and the headers of Python',
             stacklevel=2,
         )
         return False
     return True
 
 
-def _column_means(q: Tensor, k: Tensor, valid: Tensor | None, lse: Tensor | None) -> Tensor:
+def _column_means(q: Tensor, k: Tensor, valid: Tensor | None, lse: Tensor | None = None) -> Tensor:
     """`triton_column_means` by the kernels."""
     batch, heads, num_queries, head_dim = q.shape
     num_keys = k.shape[2]

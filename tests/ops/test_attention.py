@@ -209,18 +209,26 @@ def test_a_batch_that_is_too_large_for_a_gpu_is_cut(masked, monkeypatch):
 
 
 @pytest.fixture
-def triton_is_broken(monkeypatch):
-    """As without a C compiler."""
+def break_kernels(monkeypatch):
+    """A function that breaks the kernels of these names, as without a C compiler."""
 
     class Broken:
         def __getitem__(self, _: object) -> None:
             raise RuntimeError('Failed to find C compiler. Please specify via CC environment variable.')
 
-    attention_triton.triton_compiles.cache_clear()
-    monkeypatch.setattr(attention_triton, '_row_lse_kernel', Broken())
-    monkeypatch.setattr(attention_triton_windows, '_window_forward_kernel', Broken())
-    yield
-    attention_triton.triton_compiles.cache_clear()
+    def break_kernels(*names: str) -> None:
+        for name in names:
+            module = attention_triton_windows if 'window' in name else attention_triton
+            monkeypatch.setattr(module, name, Broken())
+
+    attention_triton.runs_here.cache_clear()
+    yield break_kernels
+    attention_triton.runs_here.cache_clear()
+
+
+@pytest.fixture
+def triton_is_broken(break_kernels):
+    break_kernels('_row_lse_kernel', '_window_forward_kernel')
 
 
 @NEEDS_TRITON
@@ -262,7 +270,10 @@ def test_without_a_compiler_the_means_come_in_chunks_and_it_is_said_once(triton_
 
 
 @NEEDS_TRITON
-def test_without_a_compiler_windows_come_in_chunks(triton_is_broken, monkeypatch):
+@pytest.mark.parametrize('broken', ['_window_forward_kernel', '_window_backward_kernel'])
+def test_where_a_kernel_does_not_compile_windows_come_in_chunks(broken, break_kernels, monkeypatch):
+    """Also where it is only the gradient's: it is known before the forward pass."""
+    break_kernels(broken)
     monkeypatch.setattr(attention_cpu, 'fits', lambda _: False)  # as on a GPU
     gradients = []
     for backend in ('triton', 'reference'):
