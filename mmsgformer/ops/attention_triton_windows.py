@@ -14,6 +14,7 @@ from torch.autograd.function import FunctionCtx
 from mmsgformer.compat import custom_op, register_flop_formula
 from mmsgformer.ops.attention_chunked import (
     attention_flops,
+    attention_gradient_flops,
     chunked_attention,
     chunked_attention_backward,
     empty_by_token,
@@ -153,6 +154,7 @@ def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: object) -> tuple[Tensor
     return tuple(empty_by_token(x) for x in (q, k, v))
 
 
+register_flop_formula(torch.ops.mmsgformer.triton_window_attention_backward)(attention_gradient_flops)
 _window_attention_backward.register_autograd(refuse_second_derivative)
 
 

@@ -133,6 +133,18 @@ def test_operations_are_counted(backend):
     assert counter.get_total_flops() == 2 * 2 * 3 * 2 * 49 * 49 * 32
 
 
+@NEEDS_TRITON
+def test_operations_of_the_gradient_are_counted():
+    """One of the two products again, and four."""
+    q = torch.empty(3, 2, 49, 32, device='meta')
+    operators = torch.ops.mmsgformer
+    with FlopCounterMode(display=False) as counter:
+        operators.triton_window_attention_backward(q, q, q, q, None, False)
+        assert counter.get_total_flops() == 5 * 2 * 3 * 2 * 49 * 49 * 32
+        operators.chunked_attention_backward(q, q, q, q, None, None, None)
+    assert counter.get_total_flops() == 2 * 5 * 2 * 3 * 2 * 49 * 49 * 32
+
+
 @pytest.mark.parametrize('backend', ['reference', *BACKENDS])
 def test_dropout_leaves_the_means_alone(backend):
     _, (q, k, v) = inputs(2, 2, 30, 20, 16)
