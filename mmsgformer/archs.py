@@ -45,6 +45,4 @@ def resolve_arch(arch: str | dict) -> tuple[tuple[int, ...], ...]:
     for i, (dim, head) in enumerate(zip(dims, heads, strict=True)):
         if dim % head:
             raise ValueError(f'stage {i}: embed_dims {dim} must be a multiple of num_heads {head}')
-        if head % 2 and i < NUM_STAGES - 1:
-            raise ValueError(f'stage {i}: num_heads must be even (half global, half local), got {head}')
     return dims, depths, heads

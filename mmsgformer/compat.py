@@ -1,4 +1,4 @@
-"""What torch 2.1 to 2.5 lack of what this package uses, in one place; on newer ones torch's own."""
+"""What older versions of torch, from 2.1 on, lack of what this package uses; on newer ones torch's own."""
 
 import importlib.util
 from collections.abc import Callable

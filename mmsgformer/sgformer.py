@@ -21,7 +21,6 @@ from mmsgformer.checkpoint.load import load_backbone
 from mmsgformer.compat import is_exporting
 from mmsgformer.mixers.registry import as_config
 from mmsgformer.mixers.tap import TokenAwarePooling
-from mmsgformer.ops.attention import check_backend
 from mmsgformer.ops.autocast import at_least_float32, autocasts, without_autocast
 from mmsgformer.padding import run_without_padding, tell_image_sizes
 
@@ -325,7 +324,6 @@ class SGFormer(BaseModule):
         for name, rate in [('drop', drop_rate), ('attn_drop', attn_drop_rate), ('drop_path', drop_path_rate)]:
             if not isinstance(rate, (int, float)) or not 0.0 <= rate < 1.0:
                 raise ValueError(f'{name}_rate must be in [0, 1), got {rate!r}')
-        check_backend(attn_backend)
         self.mixer = _mixer_config(mixer, attn_drop_rate, drop_rate, attn_backend)
         self.ignore_padding = ignore_padding
         self.image_sizes: dict[torch.Size, list[tuple[int, int]]] = {}

@@ -25,8 +25,6 @@ class Header(NamedTuple):
 
     opset: int
     """Of ONNX's own operators; 0: the file says none."""
-    domains: tuple[str, ...]
-    """Of the operators that are not ONNX's own."""
     metadata: dict[str, str]
 
 
@@ -36,18 +34,15 @@ def read_header(path: str | Path) -> Header:
     Raises:
         ModelError: There is no such file, it is no ONNX file, or it ends too early.
     """
-    opset, domains, metadata, has_graph = 0, [], {}, False
+    opset, metadata, has_graph = 0, {}, False
     try:
         with Path(path).open('rb') as file:
             for field, value in _fields(file, os.fstat(file.fileno()).st_size):
                 has_graph |= field == _GRAPH
                 if field == _OPSET_IMPORT:
                     entry = _message(value)
-                    domain = entry.get(_DOMAIN, b'').decode()
-                    if domain in ('', 'ai.onnx'):
+                    if entry.get(_DOMAIN, b'').decode() in ('', 'ai.onnx'):
                         opset = entry.get(_VERSION, 0)
-                    else:
-                        domains.append(domain)
                 elif field == _METADATA:
                     entry = _message(value)
                     metadata[entry.get(_KEY, b'').decode()] = entry.get(_VALUE, b'').decode()
@@ -57,7 +52,7 @@ def read_header(path: str | Path) -> Header:
         raise ModelError(f'{path} is truncated or no ONNX file; copy or export it again') from error
     if not has_graph:
         raise ModelError(f'{path} is truncated or no ONNX file: it has no graph; copy or export it again')
-    return Header(opset, tuple(domains), metadata)
+    return Header(opset, metadata)
 
 
 def _fields(file: BinaryIO, size: int) -> Iterator[tuple[int, int | bytes]]:

@@ -113,7 +113,10 @@ def read_metadata(path: str | Path) -> dict:
     header = read_header(path)
     if METADATA not in header.metadata:
         raise ModelError(f"{path} has no metadata '{METADATA}': it is not from tools/export.py")
-    metadata = json.loads(header.metadata[METADATA])
+    try:
+        metadata = json.loads(header.metadata[METADATA])
+    except ValueError as error:
+        raise ModelError(f"the metadata '{METADATA}' of {path} cannot be read: {error}") from error
     if metadata['format'] != FORMAT:
         raise ModelError(
             f'{path} is of format {metadata["format"]}, this package reads {FORMAT}; '
@@ -136,7 +139,7 @@ def _open(path: Path, backend: str, threads: int) -> Run:
     except ModuleNotFoundError as error:
         raise ModelError(f'{backend} is not installed: pip install {backend}') from error
     except Exception as error:  # each backend raises its own kinds
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f'{backend} cannot load {path}: {reason}') from error
 
 

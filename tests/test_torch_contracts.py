@@ -1,14 +1,16 @@
 """The backbone under torch's own machinery: hooks, wrappers, deferred initialisation, compiling."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from older_torch import needs_torch
 from torch import Tensor, nn
 
 from mmsgformer import SGFormer
-from mmsgformer.ops import attention_cpu
+from mmsgformer.ops import attention_cpu, attention_with_column_means, dot_product_attention
 from mmsgformer.sgformer import DepthwiseConvGELU, bicubic_matrix
 
 SIZE = (64, 75)
@@ -174,6 +176,8 @@ def test_trains_deterministically_at_any_size(model):
 @needs_torch(2, 3, 'torch.nn.attention')
 def test_second_derivatives_with_the_reference(small):
     """A gradient penalty: its gradient against a numerical derivative."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
     torch.manual_seed(0)
     model = SGFormer(small, drop_path_rate=0.0, attn_backend='reference').double()
     image = torch.randn(1, 3, 32, 40, dtype=torch.float64, requires_grad=True)
@@ -181,8 +185,6 @@ def test_second_derivatives_with_the_reference(small):
 
     def penalty() -> Tensor:
         return torch.autograd.grad(loss_of(model(image)), image, create_graph=True)[0].square().sum()
-
-    from torch.nn.attention import SDPBackend, sdpa_kernel
 
     with sdpa_kernel(SDPBackend.MATH):
         gradient = torch.autograd.grad(penalty(), weight)[0]
@@ -196,6 +198,40 @@ def test_second_derivatives_with_the_reference(small):
         below = penalty()
     numerical = (above - below) / (2 * step)
     torch.testing.assert_close((gradient * direction).sum(), numerical.detach(), rtol=1e-4, atol=0)
+
+
+@needs_torch(2, 3, 'torch.nn.attention')
+def test_second_derivatives_in_float32(small, monkeypatch):
+    """Where the operator in C++ would be quicker, which has none."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    monkeypatch.setenv('MMSGFORMER_CPU_KERNEL', '1')
+    image = torch.randn(1, 3, 64, 64, requires_grad=True)
+    model = SGFormer(small, attn_backend='reference')
+    with sdpa_kernel(SDPBackend.MATH):
+        grad = torch.autograd.grad(loss_of(model(image)), image, create_graph=True)[0]
+        grad.square().sum().backward()
+    assert image.grad.isfinite().all()
+    assert image.grad.any()
+
+
+@pytest.mark.parametrize('kernel', ['0', '1'])
+def test_forward_mode_derivatives_are_right_or_refused(kernel, monkeypatch):
+    """Of the reference they are right; no operator takes them for zero."""
+    monkeypatch.setenv('MMSGFORMER_CPU_KERNEL', kernel)
+    x, tangent = torch.randn(2, 1, 2, 9, 8)
+
+    def derivative(function: Callable) -> Tensor:
+        return torch.func.jvp(lambda x: function(x, x, x), (x,), (tangent,))[1]
+
+    found = derivative(lambda *qkv: attention_with_column_means(*qkv, backend='reference')[0])
+    step = 1e-5 * tangent.double()
+    above, below = (F.scaled_dot_product_attention(y, y, y) for y in (x + step, x - step))
+    torch.testing.assert_close(found.double(), (above - below) / 2e-5, rtol=1e-3, atol=1e-4)
+    with pytest.raises(NotImplementedError, match="no forward-mode derivative in the backend 'chunked'"):
+        derivative(lambda *qkv: attention_with_column_means(*qkv)[0])
+    with pytest.raises(NotImplementedError):  # torch's own refusal
+        derivative(dot_product_attention)
 
 
 def test_second_derivatives_elsewhere_say_what_to_do(model):

@@ -17,6 +17,7 @@ from mmengine.config import Config
 
 from mmsgformer.cli import expanded_path
 from mmsgformer.release.model_index import Model, read_models
+from mmsgformer.report.logs import read_scalars
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
@@ -80,15 +81,21 @@ def read_run(work_dir: Path, released: Config) -> tuple[str, dict[str, float]]:
 
 def _validations(scalars: Path) -> list[dict]:
     """The entries of a log that validation wrote, oldest first."""
-    lines = scalars.read_text().splitlines() if scalars.exists() else []
-    entries = [json.loads(line) for line in lines]
+    entries = read_scalars(scalars) if scalars.exists() else ()
     return [entry for entry in entries if 'lr' not in entry and 'step' in entry]
+
+
+def _trains(work_dir: Path) -> bool:
+    """Whether a work dir has a log of a training run, not of a test alone."""
+    return any('"lr"' in file.read_text() for file in work_dir.glob('*/vis_data/scalars.json'))
 
 
 def compare(models: list[Model], work_dirs: Path) -> Iterator[Result]:
     """Every config's results, those of the newest run where there are several."""
     for model in models:
-        dumps = sorted(work_dirs.rglob(f'{model.name}.py'), key=lambda path: path.stat().st_mtime)
+        dumps = sorted(
+            work_dirs.rglob(f'{model.name}.py'), key=lambda path: (_trains(path.parent), path.stat().st_mtime)
+        )
         released = Config.fromfile(ROOT / model.config, import_custom_modules=False)
         state, ours = read_run(dumps[-1].parent, released) if dumps else (NOT_RUN, {})
         for metric in metrics_of(released):

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mmsgformer.checkpoint.files import TRUST_VARIABLE
+from mmsgformer.report.logs import read_scalars
 
 OUT = Path('work_dirs/demo')
 DATA = OUT / 'data'
@@ -64,17 +65,12 @@ def run(title: str, *command: object, follow: Path | None = None) -> None:
         raise SystemExit(f'{title} failed; the whole log is {log}')
 
 
-def read_scalars(work_dir: Path) -> list[dict]:
-    """What MMEngine's training run in this folder logged so far, one dict per entry."""
-    files = sorted(work_dir.glob('*/vis_data/scalars.json'))
-    return [json.loads(line) for line in files[-1].read_text().splitlines()] if files else []
-
-
 def show_progress(work_dir: Path | None, shown: int) -> int:
     """Print a log's new entries, losses every 50 iterations; `shown` and the result count entries."""
     if work_dir is None:
         return 0
-    scalars = read_scalars(work_dir)
+    files = sorted(work_dir.glob('*/vis_data/scalars.json'))
+    scalars = list(read_scalars(files[-1])) if files else []
     for entry in scalars[shown:]:
         if 'loss' in entry and entry['iter'] % 50 == 0:
             console.print(

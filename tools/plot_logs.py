@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except FileNotFoundError as error:
         parser.error(str(error))
     logged = {key for curves in runs.values() for key in curves}
-    keys = args.keys or [key for key in DEFAULT_KEYS if key in logged]
+    keys = args.keys or [key for key in DEFAULT_KEYS if key in logged] or sorted(logged)
     unknown = [key for key in keys if key not in logged]
     if unknown:
         parser.error(f'no run logged {", ".join(unknown)}; there are {", ".join(sorted(logged))}')

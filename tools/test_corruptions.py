@@ -5,6 +5,7 @@ of all, and what part of the clean one that is. A file is corrupted the same way
 """
 
 import copy
+import glob
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -116,7 +117,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f'--corruptions: unknown: {", ".join(unknown)}; there are {", ".join(known)}')
     cfg = load_config(args, splits=('test',), checkpoint=args.checkpoint)
     if args.out:
-        refuse_earlier_results(Path(args.out).parent, (Path(args.out).name,), 'give another file with --out')
+        out = Path(args.out)
+        refuse_earlier_results(out.parent, (glob.escape(out.name),), 'give another file with --out')
         check_writable(Path(args.out).parent, '--out')
     cfg.load_from = args.checkpoint
     try:

@@ -53,7 +53,14 @@ class Classifier(nn.Module):
     outputs = ('scores',)
 
     def __init__(self, model: nn.Module, preprocess: nn.Module) -> None:
+        from mmpretrain.models.heads import ClsHead
+
         super().__init__()
+        head = type(model.head)
+        if getattr(head, '_get_predictions', None) is not ClsHead._get_predictions:
+            raise ExportError(
+                f'{head.__name__} cannot be exported; heads that end in the softmax of ClsHead can'
+            )
         self.model, self.preprocess = model, preprocess
 
     def forward(self, images: Tensor) -> tuple[Tensor]:
@@ -85,7 +92,8 @@ class Segmenter(nn.Module):
 
     def forward(self, images: Tensor, size: Tensor) -> tuple[Tensor]:
         """As the class says."""
-        logits = self.model.decode_head(self.model.extract_feat(self.preprocess(images)))
+        # Not padded: mmseg does that in training alone.
+        logits = self.model.decode_head(self.model.extract_feat(self.preprocess.normalize(images)))
         logits = self._resize(logits, *images.shape[1:3])
         height, width = size.tolist()
         torch._check(height >= 1)

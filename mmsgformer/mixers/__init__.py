@@ -3,7 +3,7 @@
 One file each, named as the mixer.
 """
 
-import importlib
+import sys
 
 from torch import Tensor
 
@@ -34,7 +34,7 @@ def from_official(name: str, state_dict: dict[str, Tensor], **arguments: object)
     Raises:
         ValueError: The mixer has no such mapping.
     """
-    module = importlib.import_module(f'{__name__}.{name}') if name in MIXERS.module_dict else None
+    module = sys.modules.get(f'{__name__}.{name}') if name in MIXERS.module_dict else None
     if not hasattr(module, 'from_official'):
         raise ValueError(f'no official weights are known for the mixer {name!r}')
     return module.from_official(state_dict, **arguments)

@@ -98,8 +98,12 @@ def _rolled(x: Tensor, shift: int) -> Tensor:
     return x.roll((shift, shift), (1, 2)) if shift else x
 
 
-def offset_index(size: int) -> Tensor:
-    """For query i and key j of a group: where key - query is in a flattened (2 size - 1)^2 table, (n, n)."""
-    y, x = torch.meshgrid(torch.arange(size), torch.arange(size), indexing='ij')
+def offset_index(size: int, device: torch.device) -> Tensor:
+    """For query i and key j of a group: where key - query is in a flattened (2 size - 1)^2 table, (n, n).
+
+    It is no buffer of a module: one that no checkpoint has would be lost with deferred initialisation.
+    """
+    places = torch.arange(size, device=device)
+    y, x = torch.meshgrid(places, places, indexing='ij')
     rows, columns = (t.flatten()[None, :] - t.flatten()[:, None] + size - 1 for t in (y, x))
     return rows * (2 * size - 1) + columns

@@ -54,11 +54,11 @@ class BlockGridAttention(GroupMixer):
             self.to_groups, self.from_groups = to_grid, from_grid
         self.bias_table = nn.Parameter(torch.empty(num_heads, 2 * window_size - 1, 2 * window_size - 1))
         nn.init.trunc_normal_(self.bias_table, std=0.02)
-        self.register_buffer('index', offset_index(window_size), persistent=False)  # key - query
 
     def bias(self, height: int, width: int) -> Tensor:
         """By relative position, (1, heads, n, n)."""
-        return self.bias_table.flatten(1)[:, self.index][None]
+        index = offset_index(self.size, self.bias_table.device)  # key - query
+        return self.bias_table.flatten(1)[:, index][None]
 
 
 def from_official(state_dict: dict[str, Tensor]) -> dict[str, Tensor]:

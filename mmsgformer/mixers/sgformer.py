@@ -5,6 +5,7 @@ from torch import nn
 from mmsgformer.archs import NUM_STAGES
 from mmsgformer.attention import FullAttention, HybridScaleAttention, SelfGuidedAttention
 from mmsgformer.mixers.registry import MIXERS
+from mmsgformer.ops.attention import check_backend
 
 # Merge ratio r of the hybrid-scale blocks and run lengths g of the self-guided blocks, stages 1-3.
 REDUCTIONS = (8, 4, 2)
@@ -24,7 +25,13 @@ def sgformer_attention(
     """In stages 1-3 even blocks make the significance map and odd blocks use the map of the block before.
 
     `backend` is that of `mmsgformer.ops.attention_with_column_means`.
+
+    Raises:
+        ValueError: There is no such backend, or the number of heads is odd in stages 1-3.
     """
+    check_backend(backend)
+    if num_heads % 2 and stage < NUM_STAGES - 1:
+        raise ValueError(f'stage {stage}: num_heads must be even (half global, half local), got {num_heads}')
     if stage == NUM_STAGES - 1:
         return FullAttention(dim, num_heads, attn_drop, proj_drop)
     if block % 2 == 0:

@@ -40,11 +40,11 @@ class ShiftedWindowAttention(GroupMixer):
         self.shift = window_size // 2 if block % 2 else 0
         self.bias_table = nn.Parameter(torch.empty((2 * window_size - 1) ** 2, num_heads))
         nn.init.trunc_normal_(self.bias_table, std=0.02)
-        self.register_buffer('index', offset_index(window_size).T, persistent=False)  # query - key
 
     def bias(self, height: int, width: int) -> Tensor:
         """By relative position; -100 where the shift brought tokens from opposite sides together."""
-        bias = self.bias_table[self.index].permute(2, 0, 1)[None]  # (1, heads, M * M, M * M)
+        index = offset_index(self.size, self.bias_table.device).T  # query - key
+        bias = self.bias_table[index].permute(2, 0, 1)[None]  # (1, heads, M * M, M * M)
         if not self.shift:
             return bias
 

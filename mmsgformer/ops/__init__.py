@@ -5,13 +5,12 @@ from mmsgformer.ops.attention import (
     attention_with_column_means_reference,
     dot_product_attention,
 )
-from mmsgformer.ops.token_merge import merge_tokens, merge_tokens_reference, sorted_runs
+from mmsgformer.ops.token_merge import merge_tokens_reference, sorted_runs
 
 __all__ = [
     'attention_with_column_means',
     'attention_with_column_means_reference',
     'dot_product_attention',
-    'merge_tokens',
     'merge_tokens_reference',
     'sorted_runs',
 ]

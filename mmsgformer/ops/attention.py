@@ -11,6 +11,7 @@ import os
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from mmsgformer.compat import HAS_TRITON, is_compiling, is_exporting
 from mmsgformer.ops.attention_choice import ours_is_quicker
@@ -35,8 +36,9 @@ def dot_product_attention(
         dropout_p: Dropout on the attention weights.
         bias: Added to the logits, (B or 1, heads or 1, Q or 1, K).
     """
-    plain = not is_compiling() and bias is None and dropout_p == 0
-    if plain and ours_is_quicker(q, k):
+    plain = not is_compiling() and bias is None and dropout_p == 0 and not _has_tangent(q, k, v)
+    # Within sdpa_kernel(MATH), as for second derivatives, none is to be fused.
+    if plain and torch.backends.cuda.flash_sdp_enabled() and ours_is_quicker(q, k):
         return chunked_attention(q, k, v, None)[0]
     return _torch_attention(q, k, v, bias, dropout_p)
 
@@ -70,6 +72,7 @@ def attention_with_column_means(
     Raises:
         ValueError: There is no such backend.
         RuntimeError: The backend cannot run here; the message says why.
+        NotImplementedError: A forward-mode derivative is asked of another backend than 'reference'.
     """
     if is_exporting():
         return _plain_attention(q, k, v, valid)
@@ -77,6 +80,11 @@ def attention_with_column_means(
     backend = _choose_backend(backend, q)
     if backend == 'reference':
         return attention_with_column_means_reference(q, k, v, valid, dropout_p)
+    if _has_tangent(q, k, v):
+        raise NotImplementedError(
+            f'attention with column means has no forward-mode derivative in the backend {backend!r}, but in '
+            "'reference' (attn_backend)"
+        )
     if backend == 'chunked' and dropout_p == 0:
         out, means, _ = chunked_attention(q, k, v, valid)
         return out, means.detach()
@@ -97,6 +105,11 @@ def attention_with_column_means(
         from mmsgformer.ops.attention_triton import triton_column_means  # Triton is optional
 
         return out, triton_column_means(q, k, valid, lse, may_fall_back)
+
+
+def _has_tangent(*tensors: Tensor) -> bool:
+    """Whether forward-mode derivatives are under way, which an operator of ours would take for zero."""
+    return not is_compiling() and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
 
 def _plain_attention(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,8 @@ import functools
 import json
 import os
 import tempfile
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 
@@ -70,21 +70,20 @@ def measure() -> dict[str, bool]:
 
     In a thread of its own: there the caller's autocast, FLOP counter or default device are not on.
     """
-    found: dict[str, bool] = {}
     threads = torch.get_num_threads()
 
-    def run() -> None:
+    def run() -> dict[str, bool]:
         torch.set_num_threads(threads)
+        found = {}
         for dtype in (torch.float32, torch.bfloat16):
             for training in (False, True):
                 for keys, shape in _SHAPES.items():
                     ours, theirs = _times(shape, dtype, training)
                     found[_name(dtype, training, keys)] = ours < theirs
+        return found
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    return found
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(run).result()
 
 
 def _times(shape: tuple[int, ...], dtype: torch.dtype, training: bool) -> tuple[float, float]:

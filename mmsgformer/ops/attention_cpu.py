@@ -57,8 +57,8 @@ def is_available() -> bool:
         return False
     if hasattr(torch.ops.mmsgformer, 'attention_cpu'):  # this process has it
         return True
-    library = library_path()
     try:
+        library = library_path()
         if library.exists():
             torch.ops.load_library(library)
         else:
@@ -82,7 +82,7 @@ def library_path() -> Path:
 
 
 def _build(library: Path) -> None:
-    """Compile and load the operator, and keep it; several processes may do so at once."""
+    """Compile and load the operator, and keep it if it can be; several processes may do so at once."""
     from torch.utils.cpp_extension import load
 
     compiler = os.environ.get('CXX', 'c++')  # as torch finds it
@@ -98,10 +98,15 @@ def _build(library: Path) -> None:
             build_directory=folder,
             is_python_module=False,
         )
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=library.parent, delete=False) as part:
-            shutil.copyfileobj((Path(folder) / 'attention_cpu.so').open('rb'), part)
-        os.replace(part.name, library)
+        try:
+            library.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=library.parent) as kept:
+                part = shutil.copy(Path(folder, 'attention_cpu.so'), kept)
+                os.replace(part, library)
+        except OSError as error:
+            log.warning(
+                'every process will compile it, since it cannot be kept in %s: %s', library.parent, error
+            )
 
 
 def _reason(error: Exception) -> str:

@@ -12,28 +12,6 @@ from torch import Tensor
 from mmsgformer.compat import as_number
 
 
-def merge_tokens(
-    tokens: Tensor, significance: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]
-) -> Tensor:
-    """Sort tokens by significance and merge runs of them into one token each.
-
-    Within part p of the sorted tokens (`sorted_runs`) every run of g_p = len(weights[p]) tokens becomes their
-    weighted sum plus a bias, the same for all channels.
-
-    Args:
-        tokens: (B, N, C), N >= 4.
-        significance: (B, N).
-        weights: One weight per place in a run, (g_p,), for each of the two or three parts.
-        biases: One scalar per part, shape (1,).
-
-    Returns:
-        The merged tokens (B, M, C), least significant first, M = sum_p ceil(n_p / g_p).
-    """
-    parts = sorted_runs(tokens, significance, [len(weight) for weight in weights])
-    merged = [weight @ runs + bias for runs, weight, bias in zip(parts, weights, biases, strict=True)]
-    return torch.cat(merged, dim=1)
-
-
 def sorted_runs(tokens: Tensor, significance: Tensor, run_lengths: Sequence[int]) -> list[Tensor]:
     """Sort tokens by significance, cut them into parts, and each part into runs of its length.
 
@@ -65,7 +43,17 @@ def sorted_runs(tokens: Tensor, significance: Tensor, run_lengths: Sequence[int]
 def merge_tokens_reference(
     tokens: Tensor, significance: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]
 ) -> Tensor:
-    """`merge_tokens` one image, one run, one token at a time."""
+    """`sorted_runs` and the weighted sums of the runs, one image, one run, one token at a time.
+
+    Args:
+        tokens: (B, N, C), N >= 4.
+        significance: (B, N).
+        weights: One weight per place in a run, (g_p,), for each of the two or three parts.
+        biases: One scalar per part, shape (1,).
+
+    Returns:
+        The merged tokens (B, M, C), least significant first, M = sum_p ceil(n_p / g_p).
+    """
     images = []
     for image, score in zip(tokens, significance.tolist(), strict=True):
         order = sorted(range(len(score)), key=score.__getitem__)

@@ -1,5 +1,6 @@
 """What MMEngine's logs in a work dir say of a training run."""
 
+import contextlib
 import json
 import re
 from collections.abc import Iterator
@@ -10,6 +11,13 @@ Curves = dict[str, list[tuple[int, float]]]
 
 # Of a validation, these are not about training.
 _OF_VALIDATION = ('time', 'data_time', 'step')
+
+
+def read_scalars(file: Path) -> Iterator[dict]:
+    """The entries of a scalars.json, oldest first, without a last line that was cut when a run was killed."""
+    for line in file.read_text().splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            yield json.loads(line)
 
 
 def read_curves(work_dir: Path) -> Curves:
@@ -39,7 +47,7 @@ def _entries(work_dir: Path) -> Iterator[tuple[int, dict]]:
     """(iteration, numbers) of everything that the parts of a run logged, validations without their times."""
     for file in sorted(work_dir.glob('*/vis_data/scalars.json')):
         iteration = None
-        for entry in map(json.loads, file.read_text().splitlines()):
+        for entry in read_scalars(file):
             iteration = entry.get('iter', iteration)
             if iteration is None:  # the log of a test
                 continue

@@ -79,6 +79,15 @@ class Study(NamedTuple):
         return next(iter(self.backbones))
 
 
+# Of the entries, as YAML gives them.
+_TYPES = {
+    **dict.fromkeys(('data_root', 'metric', 'pretrained'), str),
+    **dict.fromkeys(('backbones', 'ablations', 'options'), dict),
+    **dict.fromkeys(('learning_rates', 'seeds', 'corruptions'), list),
+    **dict.fromkeys(('search_seeds', 'corrupt_every', 'slots', 'threads'), int),
+}
+
+
 def read_study(path: Path) -> Study:
     """Read and check a study's file. `~` and variables in paths are replaced.
 
@@ -94,6 +103,11 @@ def read_study(path: Path) -> Study:
     missing = set(Study._fields) - set(Study._field_defaults) - set(entries)
     if unknown or missing:
         raise ValueError(f'{path}: unknown entries: {sorted(unknown)}, missing: {sorted(missing)}')
+    for key, value in list(entries.items()):
+        if value is None and key in Study._field_defaults:  # nothing stands after the colon
+            del entries[key]
+        elif not isinstance(value, _TYPES[key]):
+            raise ValueError(f'{path}: {key} must be of type {_TYPES[key].__name__}, got {value!r}')
     study = Study(**entries)
     for key in ('backbones', 'learning_rates', 'seeds'):
         if not getattr(study, key):
@@ -115,12 +129,16 @@ def read_study(path: Path) -> Study:
     if both := set(study.backbones) & set(study.ablations):
         raise ValueError(f'{path}: {sorted(both)} are both backbones and ablations')
     for name, config in study.configs.items():
-        if not re.fullmatch(r'[\w.+-]+', name):
+        if not re.fullmatch(r'[\w.+-]+', str(name)):
             raise ValueError(f'{path}: {name!r} names a folder: letters, digits, ".", "+", "-", "_" alone')
-        if not Path(expanded(config)).is_file():
+        if not Path(expanded(str(config))).is_file():
             raise FileNotFoundError(f'{path}: the config {config} of {name} does not exist')
-    pretrained = study.pretrained and expanded(study.pretrained)
-    return study._replace(data_root=expanded(study.data_root), pretrained=pretrained)
+    return study._replace(
+        data_root=expanded(study.data_root),
+        pretrained=study.pretrained and expanded(study.pretrained),
+        backbones={name: expanded(config) for name, config in study.backbones.items()},
+        ablations={name: expanded(config) for name, config in study.ablations.items()},
+    )
 
 
 def search_runs(study: Study, backbone: str) -> list[Run]:

@@ -26,6 +26,7 @@ from rich.table import Table
 
 from mmsgformer.checkpoint.files import latest_checkpoint
 from mmsgformer.release.flops import count_backbone_macs
+from mmsgformer.report.logs import read_scalars
 from mmsgformer.study.plan import Job, Run, Study, best_learning_rate, final_runs, known_runs, next_jobs
 from mmsgformer.study.results import draw, draw_costs, summarise, to_markdown, write_csv
 
@@ -141,7 +142,7 @@ def command(study: Study, folder: Path, job: Job) -> list[str]:
         arguments = ['train.py', config, '--work-dir', str(work_dir), '--resume']
     else:
         tool = {'test': 'test.py', 'corrupt': 'test_corruptions.py'}[job.task]
-        arguments = [tool, config, latest_checkpoint(work_dir), '--work-dir', str(work_dir / job.task)]
+        arguments = [tool, config, _checkpoint(work_dir), '--work-dir', str(work_dir / job.task)]
         if job.task == 'corrupt':
             arguments += ['--corruptions', *study.corruptions, '--every', str(study.corrupt_every)]
             arguments += ['--out', str(work_dir / CORRUPTED)]
@@ -162,7 +163,18 @@ def pretrained_checkpoint(study: Study, run: Run) -> str:
             f'{study.pretrained} has no tested run of {run.backbone} with seed {run.seed} to start from: '
             'run that study first'
         )
-    return latest_checkpoint(tested[0].parent)
+    return _checkpoint(tested[0].parent)
+
+
+def _checkpoint(work_dir: Path) -> str:
+    """A trained run's last checkpoint. Raises StudyError if it is gone."""
+    checkpoint = latest_checkpoint(work_dir)
+    if checkpoint is None:
+        raise StudyError(
+            f'{work_dir} was trained, but its checkpoint is gone: put it back, or remove the folder to '
+            'train again'
+        )
+    return checkpoint
 
 
 def _peak_memory_if_ended(popen: subprocess.Popen) -> float | None:
@@ -251,9 +263,7 @@ def _missed_its_validation(work_dir: Path) -> bool:
 def scalars(work_dir: Path) -> Iterator[dict]:
     """All that a run's training logged, oldest first."""
     for file in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        for line in file.read_text().splitlines():
-            with contextlib.suppress(json.JSONDecodeError):  # the last line of a run that was killed
-                yield json.loads(line)
+        yield from read_scalars(file)
 
 
 def _commit() -> str:
@@ -331,10 +341,11 @@ def write_costs(study: Study, folder: Path, shape: tuple[int, int]) -> None:
         shape: Height and width of the image that the GMACs are of.
     """
     tested = _tested(study, folder, result_rows(study, folder))
-    gmacs = {
-        name: count_backbone_macs(Config.fromfile(study.configs[name]), shape) / 1e9
-        for name in dict.fromkeys(row['backbone'] for row in tested)
-    }
+    gmacs = {}
+    for name in dict.fromkeys(row['backbone'] for row in tested):
+        cfg = Config.fromfile(study.configs[name])
+        cfg.merge_from_dict(dict(study.options))
+        gmacs[name] = count_backbone_macs(cfg, shape) / 1e9
     metrics, label = [f'test/{study.metric}'], study.metric
     if study.corruptions:  # the same images, clean and corrupted
         metrics = ['corrupted/clean', 'corrupted/mean']

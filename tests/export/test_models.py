@@ -113,6 +113,8 @@ SEGMENTERS = {
         'ade20k/sgformer-s_semantic-fpn_8xb2-80k_ade20k-512x512.py',
         {'model.neck.in_channels': [32, 64, 128, 256]},
     ),
+    # Which mmseg heeds in training alone.
+    'size_divisor': ('demo/sgformer-tiny_upernet_shapes.py', {'model.data_preprocessor.size_divisor': 32}),
 }
 
 
@@ -165,8 +167,13 @@ def test_boxes_are_decoded_as_mmdet_does():
             {**SMALL, 'model.test_cfg.rcnn.nms.type': 'soft_nms'},
             'plain nms can',
         ),
+        (
+            'demo/sgformer-tiny_shapes.py',
+            {'model.head': dict(type='MultiLabelLinearClsHead', num_classes=4, in_channels=256)},
+            'MultiLabelLinearClsHead cannot be exported; heads that end in the softmax',
+        ),
     ],
-    ids=['cascade', 'slide', 'soft nms'],
+    ids=['cascade', 'slide', 'soft nms', 'multi-label'],
 )
 def test_what_is_not_known_is_refused(config, options, message):
     if 'cascade' in config:

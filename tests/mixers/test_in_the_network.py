@@ -147,9 +147,33 @@ def test_a_checkpoint_of_another_mixer_is_named(tmp_path):
             assert torch.equal(value, paper.state_dict()[key]), key
 
 
+def test_deferred_initialisation(mixer):
+    """All that a model on the meta device needs is in its checkpoint."""
+    model = SGFormer(SMALL, mixer=mixer).eval()
+    with torch.device('meta'):
+        deferred = SGFormer(SMALL, mixer=mixer)
+    deferred = deferred.to_empty(device='cpu').eval()
+    for tensor in (*deferred.parameters(), *deferred.buffers()):
+        tensor.data.fill_(torch.nan if tensor.is_floating_point() else -1)
+    deferred.load_state_dict(model.state_dict(), strict=True)
+    image = torch.randn(1, 3, 64, 96)
+    assert all(map(torch.equal, deferred(image), model(image)))
+
+
+def test_an_odd_number_of_heads_is_no_fault_of_a_rivals():
+    arch = {**SMALL, 'embed_dims': (48, 96, 192, 384), 'num_heads': (3, 6, 12, 24)}
+    SGFormer(arch, mixer='swin')
+    with pytest.raises(ValueError, match='num_heads must be even'):
+        SGFormer(arch)
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
+        (
+            {'mixer': {'type': 'sgformer', 'backend': 'flash'}},
+            "the attention backend must be one of .* 'flash'",
+        ),
         ({'mixer': 'transformer'}, r"unknown mixer 'transformer'; choose from \[.*'swin'\]"),
         ({'mixer': 3}, "mixer must be a name or a dict with a name as 'type', got 3"),
         ({'mixer': {'window_size': 7}}, "must be a name or a dict with a name as 'type'"),
@@ -173,3 +197,9 @@ def test_a_mixer_without_official_weights_is_named():
         from_official('sgformer', {})
     with pytest.raises(ValueError, match="no official weights are known for the mixer 'registry'"):
         from_official('registry', {})
+
+
+def test_a_mixer_of_ones_own_has_no_official_weights(monkeypatch):
+    monkeypatch.setitem(MIXERS.module_dict, 'Mine', nn.Identity)
+    with pytest.raises(ValueError, match="no official weights are known for the mixer 'Mine'"):
+        from_official('Mine', {})

@@ -70,6 +70,16 @@ def test_the_first_of_two_processes_decides_for_both(bare_machine, monkeypatch):
     assert list(bare_machine.parent.iterdir()) == [bare_machine]
 
 
+def test_a_measurement_that_fails_is_not_kept(bare_machine, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(attention_choice, '_times', fail)
+    with pytest.raises(MemoryError):
+        ours_is_quicker(*queries())
+    assert not bare_machine.exists()
+
+
 def test_where_nothing_can_be_kept_it_holds_for_the_process(bare_machine, monkeypatch):
     def refuse(*_):
         raise PermissionError('read only')

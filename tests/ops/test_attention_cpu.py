@@ -4,6 +4,7 @@ import logging
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -110,6 +111,18 @@ def test_without_a_compiler_it_goes_on_and_says_so_once(tmp_path, monkeypatch, c
     said = [record.message for record in caplog.records if 'attention is slower here' in record.message]
     assert len(said) == 1
     assert not list((tmp_path / 'mmsgformer').glob('*.so'))
+
+
+@needs_a_compiler
+def test_where_it_cannot_be_kept_it_is_used_and_that_is_said(tmp_path, monkeypatch, caplog):
+    def compile_(name: str, *_: object, build_directory: str, **__: object) -> None:
+        Path(build_directory, f'{name}.so').touch()
+
+    monkeypatch.setattr('torch.utils.cpp_extension.load', compile_)
+    (tmp_path / 'mmsgformer').touch()  # where the folder should be made
+    with caplog.at_level(logging.WARNING):
+        attention_cpu._build(tmp_path / 'mmsgformer' / 'attention_cpu.so')
+    assert 'every process will compile it, since it cannot be kept' in caplog.text
 
 
 def test_it_can_be_switched_off(monkeypatch):

@@ -4,10 +4,19 @@ import pytest
 import torch
 from tolerances import OPERATOR, assert_close
 
-from mmsgformer.ops import merge_tokens, merge_tokens_reference
+from mmsgformer.attention import RunMerge
+from mmsgformer.ops import merge_tokens_reference, sorted_runs
 from mmsgformer.ops.token_merge import _run_positions
 
 RUN_LENGTHS = [(196, 56, 28), (49, 14, 7), (2, 1), (3, 5, 2)]
+
+
+def merge_tokens(tokens, significance, weights, biases):
+    """As the self-guided attention does it."""
+    parts = sorted_runs(tokens, significance, [len(weight) for weight in weights])
+    layers = [{'weight': weight[None], 'bias': bias} for weight, bias in zip(weights, biases, strict=True)]
+    merges = [RunMerge(len(weight)) for weight in weights]
+    return torch.cat(list(map(torch.func.functional_call, merges, layers, parts)), dim=1)
 
 
 def layers(run_lengths, dtype=torch.float64):

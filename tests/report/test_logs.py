@@ -36,7 +36,8 @@ def work_dir(tmp_path) -> Path:
     for part, entries in parts.items():
         folder = tmp_path / part / 'vis_data'
         folder.mkdir(parents=True)
-        (folder / 'scalars.json').write_text('\n'.join(map(json.dumps, entries)))
+        # A run that was killed leaves half a line.
+        (folder / 'scalars.json').write_text('\n'.join([*map(json.dumps, entries), '{"loss": 1']))
         seed = LOG.replace('seed: 7', f'seed: {part}')
         (tmp_path / part / f'{part}.log').write_text(seed)
     return tmp_path

@@ -86,6 +86,13 @@ def test_a_file_of_another_kind_is_named(write_model, arguments, message):
         Model(write_model(**arguments))
 
 
+def test_damaged_metadata_are_named(write_model):
+    path = write_model()
+    path.write_bytes(path.read_bytes().replace(b'{"format"', b'["format"'))
+    with pytest.raises(ModelError, match=r'the metadata .* cannot be read'):
+        Model(path)
+
+
 @pytest.mark.parametrize('content', [b'', b'no model', b'\x00' * 100], ids=['empty', 'text', 'zeros'])
 def test_what_is_no_onnx_file_is_named(content, tmp_path):
     (tmp_path / 'model.onnx').write_bytes(content)

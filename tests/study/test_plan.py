@@ -81,8 +81,13 @@ def write(tmp_path):
 
 def test_a_study_is_read(write, monkeypatch):
     monkeypatch.setenv('HOME', '/home/somebody')
-    study = read_study(write(slots=2))
+    path = write(slots=2)
+    monkeypatch.setenv('CONFIGS', str(path.parent))
+    path.write_text(path.read_text().replace(f'{path.parent}/', '$CONFIGS/') + 'options:\ncorruptions:\n')
+    study = read_study(path)
     assert (study.data_root, study.slots, study.reference) == ('/home/somebody/data', 2, 'A')
+    assert study.configs == {'A': str(path.parent / 'a.py')}
+    assert (dict(study.options), list(study.corruptions)) == ({}, [])
 
 
 @pytest.mark.parametrize(
@@ -90,6 +95,9 @@ def test_a_study_is_read(write, monkeypatch):
     [
         ({'metric': None, 'size': 3}, r"unknown entries: \['size'\], missing: \['metric'\]"),
         ({'seeds': []}, 'seeds is empty'),
+        ({'seeds': 3}, 'seeds must be of type list, got 3'),
+        ({'slots': 'two'}, "slots must be of type int, got 'two'"),
+        ({'backbones': ['a.py']}, r"backbones must be of type dict, got \['a\.py'\]"),
         ({'seeds': [1, 1]}, 'seeds must be different numbers'),
         ({'learning_rates': ['1e-3']}, r'learning_rates must be different numbers \(1.0e-3, not 1e-3\)'),
         ({'search_seeds': 3}, 'search_seeds must be 1 to 2, got 3'),

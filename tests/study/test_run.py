@@ -60,6 +60,12 @@ def test_a_pretrained_run_starts_from_the_same_backbone_and_seed(tmp_path):
         command(study, tmp_path, Job(RUN._replace(seed=3), 'train'))
 
 
+def test_a_checkpoint_that_is_gone_is_named(tmp_path):
+    (tmp_path / RUN.folder).mkdir(parents=True)
+    with pytest.raises(StudyError, match='was trained, but its checkpoint is gone'):
+        command(make_study(), tmp_path, Job(RUN, 'test'))
+
+
 @pytest.fixture
 def interrupted(tmp_path) -> Path:
     """The logs of a run that was killed after iteration 4, in the middle of a line, and resumed after 2."""

@@ -61,6 +61,18 @@ def test_finished_runs_stand_beside_the_paper_and_others_say_how_far_they_came(r
     assert (tmp_path / 'compare_results.png').stat().st_size > 10_000
 
 
+def test_a_test_in_a_folder_of_its_own_is_no_newer_run(run_tool, tmp_path):
+    cfg = leave_a_run(tmp_path, SEGMENTER, {160000: {'mIoU': 50.25}})
+    logs = tmp_path / 'eval' / '20260102_000000' / 'vis_data'
+    logs.mkdir(parents=True)
+    for dump in (tmp_path / 'eval' / f'{Path(SEGMENTER).name}.py', logs / 'config.py'):
+        cfg.dump(dump)
+    (logs / 'scalars.json').write_text('{"mIoU": 50.25, "step": 0}')
+    assert run_tool('compare_results.py', tmp_path).returncode == 0
+    table = rows((tmp_path / 'compare_results.md').read_text())
+    assert table[Path(SEGMENTER).name, 'mIoU'] == ['49.9', '50.2', '+0.4']
+
+
 def test_a_missing_folder_is_named(run_tool, tmp_path):
     result = run_tool('compare_results.py', tmp_path / 'none')
     assert result.returncode == 2

@@ -38,6 +38,13 @@ def test_several_runs_are_plotted(work_dir, run_tool):
     assert out.read_bytes().startswith(b'\x89PNG')
 
 
+def test_where_nothing_usual_was_logged_all_is_plotted(tmp_path, run_tool):
+    (tmp_path / '1' / 'vis_data').mkdir(parents=True)
+    (tmp_path / '1' / 'vis_data' / 'scalars.json').write_text('{"acc": 0.5, "iter": 1}')
+    result = run_tool('plot_logs.py', tmp_path, '--out', tmp_path / 'curves.png')
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize(
     ('folder', 'key', 'message'), [('1', 'loss', 'no */vis_data'), ('.', 'x', 'no run logged x')]
 )
