@@ -165,7 +165,7 @@ def draw_costs(
     if missing := [name for name in backbones if name not in gmacs]:
         raise ValueError(f'there are no GMACs of {", ".join(missing)}')
     fig, ax = plt.subplots(figsize=(7.5, 4.5), layout='constrained')
-    colors = itertools.cycle(matplotlib.colormaps['tab10'].colors)
+    colors = itertools.cycle([*matplotlib.colormaps['tab10'].colors, 'black'])
     for marker, color, name in zip(itertools.cycle('osD^vPX'), colors, backbones, strict=False):
         for metric, fill, label in zip(metrics, (color, 'white'), (name, None), strict=False):
             values = [float(row[metric]) for row in tested if row['backbone'] == name]
