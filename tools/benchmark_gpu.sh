@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that is to be measured on a GPU, in one run of about ten minutes: usage tools/benchmark_gpu.sh [OUT_DIR]
+# Everything that is to be measured on a GPU, in one run: usage tools/benchmark_gpu.sh [OUT_DIR]
 # 1. The Triton kernels against the reference, all types. 2. The operator alone. 3. S and B against peers in
 # bfloat16 and float32, forward and training step, one image and many, time and peak memory. 4. Compiled.
 set -euo pipefail
