@@ -183,8 +183,7 @@ def _column_means(q: Tensor, k: Tensor, valid: Tensor | None, lse: Tensor | None
     part_size = triton.cdiv(query_blocks, _MAX_PARTS) * _ROWS
     parts = triton.cdiv(num_queries, part_size)
     sums = torch.empty(groups, parts, num_keys, dtype=dtype, device=q.device)
-    # Without a mask its pointer is not read, but there must be one.
-    mask = q if valid is None else valid.to(torch.uint8).contiguous()
+    mask = kernel_mask(q, valid)
     sizes = (heads, num_queries, num_keys, head_dim)
     strides = (*q.stride(), *k.stride())
     constants = {
@@ -204,6 +203,11 @@ def _column_means(q: Tensor, k: Tensor, valid: Tensor | None, lse: Tensor | None
             grid = (groups, triton.cdiv(num_keys, _COLUMNS), parts)
             _column_sums_kernel[grid](q, k, mask, lse, sums, *sizes, part_size, *strides, **constants)
     return sums.view(batch, heads * parts, num_keys).sum(dim=1) / (heads * num_queries)
+
+
+def kernel_mask(q: Tensor, valid: Tensor | None) -> Tensor:
+    """Which tokens are real, as kernels read it; without a mask any tensor, whose pointer is not read."""
+    return q if valid is None else valid.to(torch.uint8).contiguous()
 
 
 def on_device_of(q: Tensor) -> AbstractContextManager:

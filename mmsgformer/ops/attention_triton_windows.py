@@ -20,7 +20,7 @@ from mmsgformer.ops.attention_chunked import (
     empty_by_token,
     refuse_second_derivative,
 )
-from mmsgformer.ops.attention_triton import load_rows, on_device_of, runs_here
+from mmsgformer.ops.attention_triton import kernel_mask, load_rows, on_device_of, runs_here
 
 MAX_TOKENS = 64
 # In float32 the tiles of wider heads do not fit into the registers, nor into the shared memory of small GPUs.
@@ -124,7 +124,7 @@ def triton_window_attention(
     """
     if may_fall_back and not runs_here(_both_kernels, q.device, q.dtype, q.shape[-1]):
         return chunked_attention(q, k, v, valid)[:2]
-    return _forward(q, k, v, valid)
+    return _run_forward(q, k, v, valid)
 
 
 @triton_window_attention.register_fake
@@ -146,7 +146,7 @@ def _window_attention_backward(
     """Gradients of q, k and v, of their shapes, from that of the output."""
     if may_fall_back and not runs_here(_both_kernels, q.device, q.dtype, q.shape[-1]):
         return chunked_attention_backward(grad, q, k, v, valid, None, None)
-    return _gradients(grad, q, k, v, valid)
+    return _run_backward(grad, q, k, v, valid)
 
 
 @_window_attention_backward.register_fake
@@ -170,12 +170,11 @@ def _backward(ctx: FunctionCtx, grad: Tensor, _: Tensor) -> tuple[Tensor | None,
 triton_window_attention.register_autograd(_backward, setup_context=_save)
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+def _run_forward(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
     """`triton_window_attention` by its kernel."""
     out, means = _empty_results(q)
     batch, heads, tokens, head_dim = q.shape
-    # Without a mask its pointer is not read, but there must be one.
-    mask = q if valid is None else valid.to(torch.uint8).contiguous()
+    mask = kernel_mask(q, valid)
     strides = (*q.stride(), *k.stride(), *v.stride(), *out.stride()[:3])
     if batch:
         with on_device_of(q):
@@ -185,13 +184,13 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None) -> tuple[Ten
     return out, means
 
 
-def _gradients(
+def _run_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, valid: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`_window_attention_backward` by its kernel."""
     grads = tuple(empty_by_token(x) for x in (q, k, v))
     batch, heads, tokens, head_dim = q.shape
-    mask = q if valid is None else valid.to(torch.uint8).contiguous()
+    mask = kernel_mask(q, valid)
     strides = (*grad.stride(), *q.stride(), *k.stride(), *v.stride(), *grads[0].stride()[:3])
     if batch:
         with on_device_of(q):
@@ -203,8 +202,8 @@ def _gradients(
 
 def _both_kernels(q: Tensor, k: Tensor, valid: Tensor) -> None:
     """Forward and backward: either both run here, or neither is used."""
-    _forward(q, k, k, valid)
-    _gradients(q, q, k, k, valid)
+    _run_forward(q, k, k, valid)
+    _run_backward(q, q, k, k, valid)
 
 
 def _empty_results(q: Tensor) -> tuple[Tensor, Tensor]:
